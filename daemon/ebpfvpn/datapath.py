@@ -1,0 +1,132 @@
+"""The datapath: what moves data packets, as the daemon sees it.
+
+One small interface, so that the kernel (eBPF) and a userspace implementation can take each
+other's place. Peers are numbered by the daemon; sessions are named by their local index. All
+methods are called from one thread and none blocks for longer than a few system calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
+
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.keypair import Keypair
+
+
+class DatapathError(Exception):
+    """The datapath cannot do what was asked; the text is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a peer's packets have done so far. Times are seconds of CLOCK_BOOTTIME, 0.0: never."""
+
+    tx_packets: int
+    tx_bytes: int
+    """Ciphertext with its header and tag, as `wg show` counts it (no UDP or IP header)."""
+    rx_packets: int
+    rx_bytes: int
+    last_sent: float
+    """Any authenticated packet sent, keepalives included."""
+    last_data_sent: float
+    last_received: float
+    """Any authenticated packet received, keepalives included."""
+    last_data_received: float
+    unanswered_since: float
+    """First data packet sent after the last authenticated one received; 0.0: none waits."""
+    unacknowledged_since: float
+    """First data packet received after the last one sent; 0.0: none waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """One live session, without its keys."""
+
+    local_index: int
+    remote_index: int
+    peer: int
+    created: float
+    initiator: bool
+    send_counter: int
+    receive_highest: int
+    """Highest authenticated counter plus one; 0: none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The peer's first packet under a session installed unconfirmed: it seals from now on."""
+
+    peer: int
+    local_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Roamed:
+    """An authenticated data packet moved the peer's endpoint; `Datapath.endpoint` tells where."""
+
+    peer: int
+
+
+Event = Confirmed | Roamed
+
+
+class Datapath(Protocol):
+    """Moves data packets of one tunnel. See KernelDatapath."""
+
+    def describe(self) -> dict[str, object]:
+        """What was chosen and why: {"path": "kernel", "devices": [{"name", "open", "seal",
+        "reason"}, ...]}, ready for JSON."""
+
+    def add_peer(self, peer: int, public_key: bytes) -> None: ...
+
+    def remove_peer(self, peer: int) -> None:
+        """Also retires its sessions and removes its allowed-ips and endpoint."""
+
+    def set_allowed_ips(self, peer: int, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        """Replaces the peer's. A network that another peer has moves to this one."""
+
+    def set_endpoint(self, peer: int, endpoint: Endpoint) -> None: ...
+
+    def endpoint(self, peer: int) -> Endpoint | None: ...
+
+    def install(self, peer: int, keypair: Keypair, *, confirmed: bool) -> None:
+        """Confirmed (we initiated): seals from now on. Else (we responded): opens from now on,
+        and seals from its first authenticated packet on (event Confirmed)."""
+
+    def retire(self, local_index: int) -> None:
+        """Forgets a session and overwrites its keys. Unknown indices are ignored."""
+
+    def set_usable(self, peer: int, usable: bool) -> None:
+        """Whether the peer's packets may take the datapath by themselves. Off until the first
+        packets, which waited for the handshake, have been given to `send` in order."""
+
+    def send(self, peer: int, packets: Sequence[bytes]) -> None:
+        """Seals and sends inner IP packets under the current session, in order; an empty packet
+        is a keepalive."""
+
+    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
+        """A data message that came to the UDP socket (reassembled from fragments, say): opened
+        as if it had come by the device `source.ifindex`. `tos` is the outer TOS byte."""
+
+    def traffic(self) -> dict[int, Traffic]:
+        """Of every peer that is added."""
+
+    def sessions(self) -> list[SessionState]: ...
+
+    def drops(self) -> dict[str, int]:
+        """Packets dropped or handed on, by reason; every reason is there, zeros included."""
+
+    def events_fd(self) -> int:
+        """Readable when `events` has something."""
+
+    def events(self) -> list[Event]: ...
+
+    def network_changed(self) -> None:
+        """Links, addresses, routes or neighbours changed: resolve the ways to all endpoints
+        again and attach where packets of this tunnel may now arrive."""
+
+    def close(self) -> None:
+        """Takes away every program, map, filter and device of this tunnel."""

@@ -1,0 +1,21 @@
+"""An endpoint: where a peer's outer packets come from and which of our addresses they reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`address` is never an IPv4-mapped IPv6 address: IPv4 is IPv4Address."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    local: IPv4Address | IPv6Address | None = None
+    """Our address that the peer used last, of the same family; None: the kernel's choice."""
+    ifindex: int = 0
+    """The device its last packet came in by; 0: unknown."""
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
