@@ -1,35 +1,36 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
-/* Why a packet was dropped (DROP_*) or handed to the daemon instead (PASS_*). The daemon shows
- * the names without their prefix, in lower case; it reads them from this map's BTF. */
+/* A counter per reason why a packet was dropped, or (pass_*) handed on to the daemon instead.
+ * This list is the only one: the daemon reads the names from the object's BTF. */
 #ifndef EBPFVPN_DROPS_H
 #define EBPFVPN_DROPS_H
 
-enum drop_reason {
+#include <linux/types.h>
+
+struct drops {
 	/* open */
-	DROP_MALFORMED_MESSAGE, /* a data message too short to be one, or of a reserved type */
-	DROP_UNKNOWN_INDEX, /* no session has this receiver index */
-	DROP_EXPIRED_RECEIVE, /* the session is past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES */
-	DROP_REPLAYED, /* the counter was seen already */
-	DROP_TOO_OLD, /* the counter is behind the window */
-	DROP_BAD_TAG, /* authentication failed */
-	DROP_MALFORMED_INNER, /* authenticated, but no IP packet of the length it claims */
-	DROP_SOURCE_NOT_ALLOWED, /* inner source outside the peer's allowed-ips */
-	DROP_ECN, /* congestion marked outside, not ECN-capable inside (RFC 6040) */
-	DROP_FORGED_MARK, /* came from outside with the mark of our own frames */
+	__u64 malformed_message; /* too short for its type, or of a type that does not exist */
+	__u64 unknown_index; /* no session has this receiver index */
+	__u64 expired_receive; /* past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES */
+	__u64 replayed; /* the counter was seen already */
+	__u64 too_old; /* the counter is behind the replay window */
+	__u64 bad_tag; /* authentication failed */
+	__u64 malformed_inner; /* authenticated, but no IP packet of the length it claims */
+	__u64 source_not_allowed; /* inner source outside the peer's allowed-ips */
+	__u64 ecn; /* congestion marked outside, not ECN-capable inside (RFC 6040) */
 	/* seal */
-	DROP_NO_SESSION, /* the session went away between steer and seal */
-	DROP_EXPIRED_SEND, /* past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES */
-	DROP_NO_ENDPOINT, /* no address to send to */
-	DROP_MALFORMED_FRAME, /* on the segmenter, but not one of ours */
+	__u64 no_session; /* the session went away between steer and seal */
+	__u64 expired_send; /* past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES */
+	__u64 no_endpoint; /* no address to send to */
+	__u64 malformed_frame; /* on the segmenter, but not one of ours */
 	/* any */
-	DROP_HELPER_FAILED, /* the kernel refused to grow, shrink or redirect a packet */
-	/* not drops: handed on */
-	PASS_NO_PEER, /* no allowed-ips entry: the daemon answers with ICMP */
-	PASS_NO_USABLE_SESSION, /* the daemon queues it and shakes hands */
-	PASS_TOO_BIG, /* does not fit the path: the daemon answers with ICMP */
-	PASS_FRAGMENT, /* outer fragment: reassembled, comes back through the daemon */
-	PASS_AGGREGATE, /* several messages in one packet: comes back through the daemon */
-	DROP_REASONS,
+	__u64 helper_failed; /* the kernel refused to grow, shrink or redirect a packet */
+	/* not dropped but handed on */
+	__u64 pass_no_peer; /* outside all allowed-ips: the daemon answers with ICMP */
+	__u64 pass_no_usable_session; /* the daemon queues it and shakes hands */
+	__u64 pass_too_big; /* does not fit the path: the daemon answers with ICMP */
+	__u64 pass_fragment; /* outer fragment: reassembled, comes back through the daemon */
+	__u64 pass_aggregate; /* several messages in one packet: comes back through the daemon */
+	__u64 pass_seal_in_tc; /* cannot be sealed in XDP: sealed in tc */
 };
 
 #endif

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/* tc ingress, after GRO: inner packets that `open` has marked go up through the TUN. Without this
+ * program the stack drops them as somebody else's, by their destination MAC. */
+#ifndef EBPFVPN_DELIVER_H
+#define EBPFVPN_DELIVER_H
+
+#include <linux/if_packet.h>
+
+#include "tunnel.h"
+
+SEC("tc")
+int deliver(struct __sk_buff *skb)
+{
+	struct marked_header *header = packet_data(skb);
+	struct config *c = tunnel_config();
+
+	if ((void *)(header + 1) > packet_end(skb) || !c || !has_mark(header, c) ||
+		header->to != c->tun_ifindex)
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_change_type(skb, PACKET_HOST))
+		return drop(helper_failed);
+	/* A sender on this machine leaves CHECKSUM_PARTIAL with an offset into the headers that
+	 * are gone; forwarded, the packet would be lost. Taking bytes away before the offset makes
+	 * the kernel forget it. What GRO merged has an offset of its own. */
+	if (!skb->gso_size &&
+		(bpf_skb_adjust_room(skb, 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+			bpf_skb_adjust_room(
+				skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET)))
+		return drop(helper_failed);
+	return bpf_redirect(c->tun_ifindex, BPF_F_INGRESS);
+}
+
+#endif

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/* tc egress on the TUN: what has a usable session goes to the segmenter, the rest on into the
+ * TUN, where the daemon reads it. */
+#ifndef EBPFVPN_STEER_H
+#define EBPFVPN_STEER_H
+
+#include <linux/in.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include "inner.h"
+#include "tunnel.h"
+#include "wire.h"
+
+/* Of a GSO packet: length of each of the packets it will become. */
+static __always_inline __u32 segment_length(struct __sk_buff *skb, void *ip, void *end)
+{
+	__u32 headers = sizeof(struct ipv6hdr);
+	struct iphdr *v4 = ip;
+	__u8 protocol;
+	struct tcphdr *tcp;
+
+	if (!skb->gso_size)
+		return skb->len;
+	if (ip + sizeof(struct ipv6hdr) > end)
+		return skb->gso_size;
+	protocol = ((struct ipv6hdr *)ip)->nexthdr;
+	if (v4->version == 4) {
+		protocol = v4->protocol;
+		headers = v4->ihl * 4;
+	}
+	tcp = ip + headers;
+	if (protocol == IPPROTO_UDP)
+		headers += sizeof(struct udphdr);
+	else if (protocol == IPPROTO_TCP && (void *)(tcp + 1) <= end)
+		headers += tcp->doff * 4;
+	return headers + skb->gso_size;
+}
+
+static __always_inline int to_segmenter(struct __sk_buff *skb, struct config *c, __u32 peer)
+{
+	struct marked_header *header;
+	__be16 ethertype = skb->protocol;
+
+	/* A linear packet may have no room behind it, and XDP cannot give it any: seal takes the
+	 * length from the inner header, so some may be made here. */
+	if (!skb->gso_size && (void *)(long)skb->data + skb->len == (void *)(long)skb->data_end &&
+		bpf_skb_change_tail(skb, skb->len + PADDING + 16, 0))
+		return drop(helper_failed);
+	if (bpf_skb_change_head(skb, sizeof(*header), 0))
+		return drop(helper_failed);
+	header = packet_data(skb);
+	if ((void *)(header + 1) > packet_end(skb))
+		return drop(helper_failed);
+	__builtin_memcpy(header->mark, c->mark, MAC_LENGTH);
+	header->to = peer;
+	header->keepalive = 0;
+	header->reserved = 0;
+	header->ethertype = ethertype;
+	return bpf_redirect(c->outer_ifindex, 0);
+}
+
+SEC("tc")
+int steer(struct __sk_buff *skb)
+{
+	void *ip = packet_data(skb), *end = packet_end(skb);
+	struct config *c = tunnel_config();
+	struct peer *peer;
+	__u32 *number;
+
+	if (ip + sizeof(struct ipv6hdr) > end) {
+		__u32 head = skb->len < 128 ? skb->len : 128;
+
+		/* Ignored: a packet shorter than that is judged by what can be read. */
+		bpf_skb_pull_data(skb, head);
+		ip = packet_data(skb);
+		end = packet_end(skb);
+	}
+	if (!c)
+		return TC_ACT_SHOT;
+	number = inner_peer(ip, end, 0);
+	if (!number)
+		return pass(pass_no_peer);
+	peer = bpf_map_lookup_elem(&peers, number);
+	if (!peer || !peer->usable || !peer->current || bpf_ktime_get_boot_ns() >= peer->expires)
+		return pass(pass_no_usable_session);
+	if (peer->max_inner && segment_length(skb, ip, end) > peer->max_inner)
+		return pass(pass_too_big);
+	return to_segmenter(skb, c, *number);
+}
+
+#endif
