@@ -7,6 +7,7 @@ methods are called from one thread and none blocks for longer than a few system 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -103,6 +104,9 @@ class Datapath(Protocol):
         """Whether the peer's packets may take the datapath by themselves. Off until the first
         packets, which waited for the handshake, have been given to `send` in order."""
 
+    def max_inner(self, peer: int) -> int:
+        """The longest inner packet that fits the way to the peer; 0: whatever the MTU lets."""
+
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
         """Seals and sends inner IP packets under the current session, in order; an empty packet
         is a keepalive."""
@@ -118,6 +122,10 @@ class Datapath(Protocol):
 
     def drops(self) -> dict[str, int]:
         """Packets dropped or handed on, by reason; every reason is there, zeros included."""
+
+    def accept_only_messages(self, sock: socket.socket) -> None:
+        """From now on the daemon's UDP socket takes well-formed handshake messages, and data
+        messages of live sessions (for `reinject`); the rest is counted in `drops`."""
 
     def events_fd(self) -> int:
         """Readable when `events` has something."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """`address` is never an IPv4-mapped IPv6 address: IPv4 is IPv4Address."""

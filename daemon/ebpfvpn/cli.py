@@ -1,0 +1,204 @@
+"""The command `ebpfvpn`. What goes wrong is one line on standard error and exit code 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import stat
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from ebpfvpn import __version__, background, config, control, keys, show
+from ebpfvpn.errors import OperatorError
+
+TUN_DEVICE = Path("/dev/net/tun")
+PINS = Path("/sys/fs/bpf/ebpfvpn")
+OLDEST_KERNEL = (6, 1)
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
+
+
+class _Commands(click.Group):
+    """Turns exceptions into lines for the operator."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except OperatorError as error:
+            _say(str(error))
+        except Exception as error:
+            _say(background.bug(error, f"the traceback is in {_write_traceback()}"))
+        raise click.exceptions.Exit(1)
+
+
+def _say(line: str) -> None:
+    click.echo(f"ebpfvpn: {line}", err=True)
+
+
+def _write_traceback() -> str:
+    fd, path = tempfile.mkstemp(prefix="ebpfvpn-", suffix=".log")
+    with open(fd, "w") as file:
+        traceback.print_exc(file=file)
+    return path
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ebpfvpn", message="%(prog)s %(version)s")
+def main() -> None:
+    """A VPN that speaks WireGuard's protocol and moves its data packets in eBPF.
+
+    NAME is an interface; its configuration, in the format of wg-quick, is /etc/ebpfvpn/NAME.conf
+    or /etc/wireguard/NAME.conf. FILE is the path of such a file; the interface has its name.
+    """
+
+
+@main.command()
+@click.argument("name_or_file", metavar="NAME|FILE")
+@click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
+def up(name_or_file: str, foreground: bool) -> None:
+    """Bring up the tunnel of NAME or FILE.
+
+    Returns when the interface is ready; the daemon goes on in the background. If that fails,
+    everything is undone and the exit code is 1.
+    """
+    path = config.find(name_or_file)
+    name = config.interface_name(name_or_file)
+    _check_essentials()
+    keys.forbid_core_dumps()
+    if control.is_up(name):
+        raise OperatorError(f"{name} is up already")
+    configuration = config.load(path)
+    for warning in configuration.warnings:
+        _say(f"warning: {warning}")
+    if foreground:
+        background.in_foreground(name, _daemon(configuration))
+    else:
+        background.start(name, _daemon(configuration), lambda: _clean(name))
+
+
+@main.command()
+@click.argument("name_or_file", metavar="NAME|FILE")
+def down(name_or_file: str) -> None:
+    """Take down the tunnel of NAME or FILE.
+
+    Returns when the interface is gone. Also takes away what a killed daemon left.
+    """
+    name = config.interface_name(name_or_file)
+    try:
+        control.stop(name)
+    except control.NotUp:
+        if not _left_over(name):
+            raise
+        _check_privileges()
+        _clean(name)
+
+
+@main.command("show")
+@click.argument("name_or_file", metavar="[NAME]", required=False)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: an object, or a list without NAME."
+)
+def show_(name_or_file: str | None, as_json: bool) -> None:
+    """Show the state of NAME, or of all interfaces that are up.
+
+    Endpoints, handshakes, traffic, sessions, how packets are moved and why some were dropped.
+    """
+    names = control.running() if name_or_file is None else [config.interface_name(name_or_file)]
+    statuses = [cast(show.Status, control.request(name, "status")) for name in names]
+    if as_json:
+        click.echo(json.dumps(statuses if name_or_file is None else statuses[0], indent=2))
+    else:
+        click.echo("\n".join(show.text(status, time.time()) for status in statuses), nl=False)
+
+
+@main.command()
+def genkey() -> None:
+    """Print a new private key."""
+    _print_secret(keys.generate_private_key)
+
+
+@main.command()
+def genpsk() -> None:
+    """Print a new preshared key."""
+    _print_secret(keys.generate_preshared_key)
+
+
+@main.command()
+def pubkey() -> None:
+    """Read a private key from standard input and print its public key."""
+    keys.forbid_core_dumps()
+    try:
+        private_key = keys.decode_key(sys.stdin.read(1024).strip())
+    except ValueError as error:
+        raise OperatorError(f"standard input: {error}") from None
+    click.echo(keys.encode_key(keys.public_key(private_key)))
+
+
+def _print_secret(generate: Callable[[], bytes]) -> None:
+    keys.forbid_core_dumps()
+    output = os.fstat(1)
+    if stat.S_ISREG(output.st_mode) and output.st_mode & 0o007:
+        _say("warning: the key goes to a file that others may access; run umask 077 before")
+    click.echo(keys.encode_key(generate()))
+
+
+def _daemon(configuration: config.Config) -> background.Run:
+    """The daemon with its failures as OperatorError."""
+
+    def run(ready: Callable[[], None]) -> None:
+        # Here, because only `up` needs them.
+        from ebpfvpn import daemon
+        from ebpfvpn.datapath import DatapathError
+
+        try:
+            daemon.run(configuration, ready)
+        except DatapathError as error:
+            raise OperatorError(f"{configuration.name}: {error}") from error
+
+    return run
+
+
+def _left_over(name: str) -> bool:
+    return (PINS / name).exists() or control.socket_path(name).exists()
+
+
+def _clean(name: str) -> None:
+    """Takes away what a daemon left that could not do it, but nothing of one that runs."""
+    if _left_over(name) and not control.is_up(name):
+        from ebpfvpn import daemon
+
+        daemon.clean(name)
+        control.socket_path(name).unlink(missing_ok=True)
+
+
+def _check_essentials() -> None:
+    """OperatorError, one line with what to do, if this machine cannot run a tunnel."""
+    _check_privileges()
+    try:
+        os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise OperatorError(
+            f"{TUN_DEVICE}: {error.strerror}; run modprobe tun, or give the container this device"
+        ) from error
+    release = platform.release()
+    version = re.match(r"(\d+)\.(\d+)", release)
+    if version and tuple(map(int, version.groups())) < OLDEST_KERNEL:
+        raise OperatorError(f"kernel {release} is too old: ebpfvpn needs Linux 6.1 or newer")
+
+
+def _check_privileges() -> None:
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+    held = [bool(capabilities >> bit & 1) for bit in (_CAP_NET_ADMIN, _CAP_BPF, _CAP_SYS_ADMIN)]
+    if not (held[0] and (held[1] or held[2])):
+        raise OperatorError("not enough rights: run this as root (CAP_NET_ADMIN and CAP_BPF)")

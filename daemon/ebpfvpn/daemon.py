@@ -1,0 +1,318 @@
+"""The daemon of one interface: what connects the protocol with sockets, netlink and clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from ebpfvpn import control, inner, keys, setup, status, tai64n, wire
+from ebpfvpn.actions import (
+    Action,
+    EndpointMoved,
+    GaveUp,
+    Install,
+    Keepalive,
+    Retire,
+    Send,
+    SessionReady,
+)
+from ebpfvpn.config import Config
+from ebpfvpn.datapath import Confirmed
+from ebpfvpn.device import Device
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.errors import OperatorError
+from ebpfvpn.inner import Inner
+from ebpfvpn.kernel import leftovers
+from ebpfvpn.ratelimiter import Limiter
+from ebpfvpn.resolver import Resolver
+from ebpfvpn.setup import Interface
+from ebpfvpn.staged import Staged
+
+POLL_INTERVAL = 0.5
+"""Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
+_NETWORK_SETTLES = 0.05
+"""Seconds to wait for more after something about the network changed."""
+_READS = 512
+"""Packets that are read from the TUN at once, so that other work gets its turn."""
+_ICMP_PER_SECOND = 1000
+
+_DATA = bytes([wire.Data.TYPE])
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, ready: Callable[[], None]) -> None:
+    """Brings the interface up, calls `ready`, and returns when it was told to stop (SIGTERM,
+    SIGINT, or `down` on the control socket) and has undone everything. OperatorError."""
+
+    def stopped(*_: object) -> None:
+        raise OperatorError(f"{config.name}: stopped before it was ready")
+
+    signal.signal(signal.SIGTERM, stopped)
+    with contextlib.ExitStack() as undo:
+        try:
+            interface = setup.bring_up(config, undo)
+        except OSError as error:
+            raise OperatorError(f"{config.name}: {error.strerror or error}") from error
+        asyncio.run(Daemon(config, interface).serve(ready))
+
+
+def clean(name: str) -> None:
+    """Takes away what a daemon left that could not do it."""
+    leftovers.clean(name)
+
+
+def now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Daemon:
+    """Runs in an event loop of its own."""
+
+    def __init__(self, config: Config, interface: Interface) -> None:
+        self.config = config
+        self.interface = interface
+        self.datapath = interface.datapath
+        self.counters: Counter[str] = Counter()
+        self.staged = Staged()
+        self.device = Device(
+            config.interface.private_key,
+            tai64n=lambda: tai64n.encode(time.time_ns()),
+            rekey_after_time=config.interface.rekey_after_time,
+        )
+        self._icmp = Limiter(_ICMP_PER_SECOND)
+        self._stop = asyncio.Event()
+        self._wake: asyncio.TimerHandle | None = None
+        self._settle: asyncio.TimerHandle | None = None
+        self._described: list[object] = []
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        handlers = {"status": lambda: status.of(self), "down": self._down}
+        async with control.serve(self.config.name, handlers):
+            resolver = Resolver(self._resolved)
+            self._add_peers(resolver)
+            loop.add_reader(self.interface.tun.fileno(), self._tun_readable)
+            loop.add_reader(self.datapath.events_fd(), self._datapath_readable)
+            loop.add_reader(self.interface.monitor.fileno(), self._network_readable)
+            for sock in self.interface.udp.sockets:
+                loop.add_reader(sock.fileno(), self._udp_readable, sock)
+            self._poll()
+            self._act()
+            log.info("%s: port %d, MTU %d", self.config.name, self.interface.udp.port,
+                     self.interface.mtu)  # fmt: skip
+            ready()
+            try:
+                await self._stop.wait()
+            finally:
+                resolver.close()
+                self._retire_all()
+
+    def _down(self) -> dict[str, object]:
+        self._stop.set()
+        return {}
+
+    def _add_peers(self, resolver: Resolver) -> None:
+        for number, peer in enumerate(self.config.peers):
+            try:
+                self.device.add_peer(
+                    number,
+                    peer.public_key,
+                    preshared_key=peer.preshared_key,
+                    persistent_keepalive=peer.persistent_keepalive,
+                )
+            except ValueError as error:
+                raise OperatorError(f"{self.config.path}: PublicKey: {error}") from None
+            self.datapath.add_peer(number, peer.public_key)
+            self.datapath.set_allowed_ips(number, peer.allowed_ips)
+            if peer.endpoint is not None:
+                resolver.want(number, peer.endpoint)
+            if peer.persistent_keepalive:
+                self.device.want_session(number, now())
+
+    def _retire_all(self) -> None:
+        """Keys are overwritten before the maps go."""
+        for number in range(len(self.config.peers)):
+            self.device.remove_peer(number)
+        self._act()
+
+    # What comes in.
+
+    def _resolved(self, peer: int, endpoint: Endpoint) -> None:
+        self.datapath.set_endpoint(peer, endpoint)
+        self.device.set_endpoint(peer, endpoint)
+        if self.staged.waiting(peer) or self.config.peers[peer].persistent_keepalive:
+            self.device.want_session(peer, now())
+        self._act()
+
+    def _udp_readable(self, sock: socket.socket) -> None:
+        for data, source, tos in self.interface.udp.receive(sock):
+            # The socket's filter let in well-formed messages and live sessions alone.
+            if data[:1] == _DATA:
+                self.datapath.reinject(data, source, tos)
+                self.counters["reinjected"] += 1
+            else:
+                self.device.receive(data, source, now())
+        self._act()
+
+    def _tun_readable(self) -> None:
+        self._read_tun()
+        self._act()
+
+    def _read_tun(self) -> None:
+        for _ in range(_READS):
+            packet = self.interface.tun.read()
+            if packet is None:
+                return
+            self._handle_inner(packet)
+
+    def _handle_inner(self, packet: bytes) -> None:
+        """What steer left: no peer, no usable session, or too big."""
+        found = inner.parse(packet)
+        if found is None:
+            self.counters["malformed_inner"] += 1
+            return
+        peer = self.interface.allowed_ips.lookup(ip_address(found.destination))
+        if peer is None or not self._has_endpoint(peer):
+            self._answer(inner.unreachable(found), "unreachable")
+            return
+        longest = self.datapath.max_inner(peer)
+        if longest and len(found.packet) > longest:
+            self._handle_too_big(found, peer, longest)
+            return
+        self._stage(peer, [found.packet])
+
+    def _has_endpoint(self, peer: int) -> bool:
+        """One is known, or a name is being resolved."""
+        configured = self.config.peers[peer].endpoint is not None
+        return configured or self.device.status(peer).endpoint is not None
+
+    def _handle_too_big(self, found: Inner, peer: int, longest: int) -> None:
+        if inner.may_fragment(found):
+            self._stage(peer, inner.fragment(found, longest))
+        else:
+            self._answer(inner.too_big(found, longest), "too_big")
+
+    def _stage(self, peer: int, packets: list[bytes]) -> None:
+        if not self.staged.waiting(peer):
+            # Later packets queue up behind these, until all have been sent.
+            self.datapath.set_usable(peer, False)
+        for packet in packets:
+            self.staged.add(peer, packet)
+        self.device.want_session(peer, now())
+
+    def _answer(self, icmp: bytes | None, reason: str) -> None:
+        self.counters[reason] += 1
+        if icmp is not None and self._icmp.allow(now()):
+            self.interface.tun.write(icmp)
+
+    def _datapath_readable(self) -> None:
+        for event in self.datapath.events():
+            if isinstance(event, Confirmed):
+                self.device.confirmed(event.peer, event.local_index, now())
+            elif (endpoint := self.datapath.endpoint(event.peer)) is not None:
+                self.counters["roamed"] += 1
+                self.device.set_endpoint(event.peer, endpoint)
+        self._log_ways()
+        self._act()
+
+    def _network_readable(self) -> None:
+        self.interface.monitor.read()
+        if self._settle is None:
+            self._settle = self._loop.call_later(_NETWORK_SETTLES, self._network_changed)
+
+    def _network_changed(self) -> None:
+        self._settle = None
+        self.datapath.network_changed()
+        self._log_ways()
+
+    def _poll(self) -> None:
+        """Feeds the timers that hang on data packets."""
+        sessions = self.datapath.sessions()
+        if sessions:
+            counters: dict[int, int] = {}
+            newest: dict[int, float] = {}
+            for session in sessions:
+                # The ring of events may have been full.
+                if not session.initiator and session.receive_highest:
+                    self.device.confirmed(session.peer, session.local_index, now())
+                if session.created >= newest.get(session.peer, 0.0):
+                    newest[session.peer] = session.created
+                    counters[session.peer] = session.send_counter
+            traffic = self.datapath.traffic()
+            for number, counter in counters.items():
+                if number in traffic:
+                    self.device.traffic(number, traffic[number], counter, now())
+            self._act()
+        self._loop.call_later(POLL_INTERVAL, self._poll)
+
+    def _advance(self) -> None:
+        self._wake = None
+        self.device.advance(now())
+        self._act()
+
+    # What goes out.
+
+    def _act(self) -> None:
+        """Does what the protocol wants, and sees to it that it is called again in time."""
+        while actions := self.device.actions():
+            for action in actions:
+                self._do(action)
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        deadline = self.device.next_deadline()
+        if deadline is not None:
+            self._wake = self._loop.call_later(max(deadline - now(), 0.0), self._advance)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Send(_, data, endpoint):
+                sent = self.interface.udp.send(data, endpoint)
+                self.counters["handshake_sent" if sent else "handshake_send_failed"] += 1
+            case Install(peer, keypair, confirmed):
+                self.datapath.install(peer, keypair, confirmed=confirmed)
+            case Retire(local_index):
+                self.datapath.retire(local_index)
+            case SessionReady(peer):
+                self._session_ready(peer)
+            case Keepalive(peer):
+                self.datapath.send(peer, [b""])
+            case EndpointMoved(peer, endpoint):
+                self.datapath.set_endpoint(peer, endpoint)
+                self._log_ways()
+            case GaveUp(peer):
+                self.staged.drop(peer)
+                log.info("peer %s does not answer", self._name(peer))
+
+    def _session_ready(self, peer: int) -> None:
+        """First packets in order: those in the TUN's queue came before any that finds the
+        session usable."""
+        self._read_tun()
+        packets = self.staged.take(peer)
+        current = self.device.status(peer).current
+        if not packets and current is not None and current.initiator:
+            packets = [b""]
+        self.datapath.send(peer, packets)
+        self.datapath.set_usable(peer, True)
+
+    def _log_ways(self) -> None:
+        """Each choice once, when it is made."""
+        devices = self.datapath.describe()["devices"]
+        assert isinstance(devices, list)
+        for device in devices:
+            if device not in self._described:
+                log.info("%(name)s: open by %(open)s, seal by %(seal)s (%(reason)s)", device)
+        self._described = devices
+
+    def _name(self, peer: int) -> str:
+        return keys.encode_key(self.config.peers[peer].public_key)

@@ -1,0 +1,405 @@
+"""The protocol of one interface: all its peers, without I/O and without a clock.
+
+Messages, wishes and what the datapath tells go in; actions come out, to be done in order. Times
+are seconds of one clock that never goes back, CLOCK_BOOTTIME in the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from ebpfvpn import noise, tai64n, wire
+from ebpfvpn.actions import (
+    Action,
+    EndpointMoved,
+    GaveUp,
+    Install,
+    Keepalive,
+    Retire,
+    Send,
+    SessionReady,
+)
+from ebpfvpn.cookie import CookieChecker
+from ebpfvpn.datapath import Traffic
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.keypair import Keypair
+from ebpfvpn.peer import Peer, PeerStatus
+from ebpfvpn.ratelimiter import LoadMeter, SourceLimiter
+from ebpfvpn.schedule import Schedule
+from ebpfvpn.timers import Timer
+from ebpfvpn.wire import ProtocolError
+
+__all__ = [
+    "Action",
+    "Device",
+    "EndpointMoved",
+    "GaveUp",
+    "Install",
+    "Keepalive",
+    "PeerStatus",
+    "Retire",
+    "Send",
+    "SessionReady",
+]
+
+
+class Device:
+    """One interface. No method raises for what a peer or a stranger sends."""
+
+    def __init__(
+        self,
+        private_key: bytes,
+        *,
+        tai64n: Callable[[], bytes],
+        random: Callable[[int], bytes] = os.urandom,
+        rekey_after_time: float = wire.REKEY_AFTER_TIME,
+        rekey_after_messages: int = wire.REKEY_AFTER_MESSAGES,
+    ) -> None:
+        """`tai64n` gives the time of day as tai64n.encode does, `random` so many random bytes."""
+        self._static = noise.PrivateKey(private_key)
+        self._tai64n = tai64n
+        self._random = random
+        self._rekey_after_time = rekey_after_time
+        self._rekey_after_messages = rekey_after_messages
+        self._checker = CookieChecker(self.public_key, random)
+        self._load = LoadMeter()
+        self._sources = SourceLimiter()
+        self._peers: dict[int, Peer] = {}
+        self._by_public_key: dict[bytes, Peer] = {}
+        self._by_index: dict[int, Peer] = {}
+        """Owner of each of our indices: pending initiations and installed sessions."""
+        self._schedule = Schedule()
+        self._actions: list[Action] = []
+        self.refused: Counter[str] = Counter()
+        """Messages refused, by reason."""
+
+    @property
+    def public_key(self) -> bytes:
+        return self._static.public
+
+    # What the operator and the daemon say.
+
+    def add_peer(
+        self,
+        number: int,
+        public_key: bytes,
+        *,
+        preshared_key: bytes = wire.NO_PRESHARED_KEY,
+        endpoint: Endpoint | None = None,
+        persistent_keepalive: int = 0,
+    ) -> None:
+        """Raises ValueError if the key is our own, another peer's, or no good public key."""
+        if number in self._peers or public_key in self._by_public_key:
+            raise ValueError("the peer is there already")
+        if public_key == self.public_key:
+            raise ValueError("the peer's public key is our own")
+        try:
+            remote = noise.remote(self._static, public_key, preshared_key)
+        except ProtocolError as error:
+            raise ValueError(str(error)) from None
+        peer = Peer(number, remote, endpoint, persistent_keepalive, self._jitter)
+        self._peers[number] = self._by_public_key[public_key] = peer
+        if endpoint is not None:
+            peer.timers.endpoint_known()
+        self._settle(peer)
+
+    def remove_peer(self, number: int) -> None:
+        """Its sessions are retired. Raises KeyError if there is no such peer."""
+        peer = self._peers.pop(number)
+        del self._by_public_key[peer.remote.public_key]
+        self._forget_initiation(peer)
+        self._retire(peer, peer.keypairs.clear())
+        self._schedule.set(number, None)
+
+    def set_endpoint(self, number: int, endpoint: Endpoint) -> None:
+        """The daemon knows better: it resolved a name, or a data packet came from there."""
+        peer = self._peers[number]
+        if peer.endpoint is None:
+            peer.timers.endpoint_known()
+        peer.endpoint = endpoint
+        self._settle(peer)
+
+    def status(self, number: int) -> PeerStatus:
+        return self._peers[number].status()
+
+    # Time.
+
+    def next_deadline(self) -> float | None:
+        """When to call `advance`; None: when something else has happened."""
+        return self._schedule.next()
+
+    def advance(self, now: float) -> None:
+        """Does what is due. Costs nothing for peers of which nothing is."""
+        for number in self._schedule.due(now):
+            peer = self._peers[number]
+            while timer := peer.timers.expired(now):
+                self._expired(peer, timer, now)
+            self._settle(peer)
+
+    def actions(self) -> list[Action]:
+        """What is to be done, in this order; each is told once."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    # What the datapath tells. It may be late: peers and sessions can be gone.
+
+    def want_session(self, number: int, now: float) -> None:
+        """Data waits. Shakes hands, if that is not under way; SessionReady follows, or GaveUp, or
+        nothing at all if the peer has no endpoint."""
+        peer = self._peers.get(number)
+        if peer is None:
+            return
+        if peer.keypairs.usable(now):
+            self._actions.append(SessionReady(number))
+        else:
+            self._start_handshake(peer, now)
+        self._settle(peer)
+
+    def confirmed(self, number: int, local_index: int, now: float) -> None:
+        """The first packet came under a session that was installed unconfirmed."""
+        peer = self._peers.get(number)
+        if peer is None or not (pending := peer.keypairs.next):
+            return
+        if pending.local_index == local_index:
+            self._retire(peer, peer.keypairs.confirmed())
+            self._handshake_complete(peer, now)
+            self._actions.append(SessionReady(number))
+            self._settle(peer)
+
+    def traffic(self, number: int, traffic: Traffic, send_counter: int, now: float) -> None:
+        """The figures of a peer and the next counter of its current session, asked for about
+        every half second. They must not be older than what was told before."""
+        peer = self._peers.get(number)
+        if peer is None or traffic == peer.traffic:
+            return
+        before, peer.traffic = peer.traffic, traffic
+        peer.timers.data_traversed(traffic)
+        if traffic.last_sent > before.last_sent:
+            self._sent(peer, traffic.last_sent, send_counter, now)
+        if traffic.last_received > before.last_received:
+            self._received(peer, traffic.last_received, now)
+        self._settle(peer)
+
+    def _sent(self, peer: Peer, when: float, send_counter: int, now: float) -> None:
+        current = peer.keypairs.current
+        if current and (
+            send_counter >= self._rekey_after_messages
+            or (current.initiator and when >= current.created + self._rekey_after_time)
+        ):
+            self._start_handshake(peer, now)
+
+    def _received(self, peer: Peer, when: float, now: float) -> None:
+        # Who only receives must rekey as well, in time for a keepalive to keep the session open.
+        age = wire.REJECT_AFTER_TIME - wire.KEEPALIVE_TIMEOUT - wire.REKEY_TIMEOUT
+        current = peer.keypairs.current
+        if (
+            current
+            and current.initiator
+            and when >= current.created + age
+            and not peer.last_minute_handshake
+        ):
+            peer.last_minute_handshake = True
+            self._start_handshake(peer, now)
+
+    # What comes from the UDP socket.
+
+    def under_load(self, now: float) -> bool:
+        """Whether handshake messages must prove their source address first."""
+        return self._load.under_load(now)
+
+    def receive(self, data: bytes, source: Endpoint, now: float) -> None:
+        """A message of type 1 to 3. A bad one is counted in `refused` and has no other effect."""
+        try:
+            message = wire.decode(data)
+            if isinstance(message, wire.Data):
+                raise ProtocolError("data message")
+            if isinstance(message, wire.CookieReply):
+                self._receive_cookie_reply(message, now)
+                return
+            self._check_macs(data, message.sender_index, source, now)
+            if isinstance(message, wire.Initiation):
+                self._receive_initiation(message, source, now)
+            else:
+                self._receive_response(message, source, now)
+        except ProtocolError as error:
+            self.refused[str(error)] += 1
+
+    def _check_macs(self, data: bytes, sender_index: int, source: Endpoint, now: float) -> None:
+        if not self._checker.mac1_is_valid(data):
+            raise ProtocolError("mac1 is wrong")
+        self._load.count(now)
+        if not self.under_load(now):
+            return
+        if not self._checker.mac2_is_valid(data, source, now):
+            reply = self._checker.reply(data, sender_index, source, now)
+            self._actions.append(Send(None, reply.encode(), source))
+            raise ProtocolError("no valid cookie under load")
+        if not self._sources.allow(source.address, now):
+            raise ProtocolError("too many from one address under load")
+
+    def _receive_cookie_reply(self, reply: wire.CookieReply, now: float) -> None:
+        peer = self._by_index.get(reply.receiver_index)
+        if peer is None:
+            raise ProtocolError("unknown index")
+        peer.cookies.receive(reply, now)
+
+    def _receive_initiation(self, message: wire.Initiation, source: Endpoint, now: float) -> None:
+        initiation = noise.consume_initiation(self._static, message, self._find)
+        peer = self._by_public_key[initiation.remote.public_key]
+        if initiation.timestamp <= peer.timestamp_received:
+            raise ProtocolError("replayed initiation")
+        if now - peer.last_initiation_received < 1 / wire.INITIATIONS_PER_SECOND:
+            raise ProtocolError("too many initiations from a peer")
+        peer.timestamp_received = initiation.timestamp
+        peer.last_initiation_received = now
+        index = self._new_index()
+        response, keys = noise.create_response(initiation, self._new_private_key(), index)
+        keypair = Keypair(index, response.receiver_index, keys.send, keys.receive, False, now)
+        self._heard_from(peer, source, now)
+        self._install(peer, keypair, peer.keypairs.responded(keypair))
+        self._send(peer, response, now)
+        self._settle(peer)
+
+    def _receive_response(self, message: wire.Response, source: Endpoint, now: float) -> None:
+        peer = self._by_index.get(message.receiver_index)
+        initiation = peer.initiation if peer else None
+        if not peer or not initiation or initiation.local_index != message.receiver_index:
+            raise ProtocolError("unknown index")
+        keys = noise.consume_response(self._static, initiation, message)
+        keypair = Keypair(
+            initiation.local_index, message.sender_index, keys.send, keys.receive, True, now
+        )
+        self._handshake_complete(peer, now)
+        self._heard_from(peer, source, now)
+        self._install(peer, keypair, peer.keypairs.initiated(keypair))
+        self._actions.append(SessionReady(peer.number))
+        self._settle(peer)
+
+    def _find(self, public_key: bytes) -> noise.Remote | None:
+        peer = self._by_public_key.get(public_key)
+        return peer.remote if peer else None
+
+    def _heard_from(self, peer: Peer, source: Endpoint, now: float) -> None:
+        peer.endpoint = source
+        self._actions.append(EndpointMoved(peer.number, source))
+        peer.timers.handshake_message_received(now)
+
+    # Our own handshakes.
+
+    def _start_handshake(self, peer: Peer, now: float) -> None:
+        """There is a new reason for one: it may be tried for REKEY_ATTEMPT_TIME from now on."""
+        peer.wanted_since = now
+        if Timer.RETRANSMIT_HANDSHAKE not in peer.timers.deadlines:
+            self._initiate(peer, now)
+
+    def _initiate(self, peer: Peer, now: float) -> None:
+        if peer.endpoint is None:
+            return
+        earliest = peer.last_handshake_sent + wire.REKEY_TIMEOUT
+        if now < earliest:
+            peer.timers.handshake_postponed(earliest)
+            return
+        self._forget_initiation(peer)
+        # A clock that was set back must not make the peer take us for a replay.
+        peer.timestamp_sent = max(self._tai64n(), tai64n.successor(peer.timestamp_sent))
+        message, peer.initiation = noise.create_initiation(
+            self._static,
+            peer.remote,
+            self._new_private_key(),
+            self._new_index(),
+            peer.timestamp_sent,
+        )
+        self._by_index[message.sender_index] = peer
+        peer.attempts += 1
+        self._send(peer, message, now)
+        peer.timers.handshake_initiated(now)
+
+    def _send(self, peer: Peer, message: wire.Initiation | wire.Response, now: float) -> None:
+        assert peer.endpoint is not None
+        data = peer.cookies.add_macs(message.encode(), now)
+        self._actions.append(Send(peer.number, data, peer.endpoint))
+        peer.last_handshake_sent = now
+        peer.timers.handshake_message_sent(now)
+
+    def _handshake_complete(self, peer: Peer, now: float) -> None:
+        peer.timers.handshake_ended()
+        self._forget_initiation(peer)
+        peer.attempts = 0
+        peer.last_minute_handshake = False
+        peer.latest_handshake = now
+
+    def _give_up(self, peer: Peer) -> None:
+        peer.timers.handshake_ended()
+        peer.timers.handshake_given_up()
+        self._forget_initiation(peer)
+        self._actions.append(GaveUp(peer.number))
+
+    def _forget_initiation(self, peer: Peer) -> None:
+        if peer.initiation:
+            del self._by_index[peer.initiation.local_index]
+            peer.initiation = None
+
+    # Timers that ran out.
+
+    def _expired(self, peer: Peer, timer: Timer, now: float) -> None:
+        match timer:
+            case Timer.RETRANSMIT_HANDSHAKE:
+                if now - peer.wanted_since >= wire.REKEY_ATTEMPT_TIME:
+                    self._give_up(peer)
+                    return
+                if peer.initiation:
+                    self._forget_local_address(peer)
+                self._initiate(peer, now)
+            case Timer.NEW_HANDSHAKE:
+                self._forget_local_address(peer)
+                self._start_handshake(peer, now)
+            case Timer.SEND_KEEPALIVE:
+                self._keepalive(peer, now)
+            case Timer.PERSISTENT_KEEPALIVE:
+                peer.timers.any_authenticated_packet_traversed(now)
+                self._keepalive(peer, now)
+            case Timer.EXPIRE_KEYPAIR:
+                self._retire(peer, peer.keypairs.expire(now))
+
+    def _keepalive(self, peer: Peer, now: float) -> None:
+        if peer.keypairs.usable(now):
+            self._actions.append(Keepalive(peer.number))
+        else:
+            self._start_handshake(peer, now)
+
+    def _forget_local_address(self, peer: Peer) -> None:
+        """It may be the cause of the silence: the kernel shall choose another."""
+        if peer.endpoint and (peer.endpoint.local or peer.endpoint.ifindex):
+            peer.endpoint = replace(peer.endpoint, local=None, ifindex=0)
+            self._actions.append(EndpointMoved(peer.number, peer.endpoint))
+
+    # Sessions, and what keeps the books.
+
+    def _install(self, peer: Peer, keypair: Keypair, retired: list[Keypair]) -> None:
+        self._by_index[keypair.local_index] = peer
+        self._actions.append(Install(peer.number, keypair, confirmed=keypair.initiator))
+        self._retire(peer, retired)
+
+    def _retire(self, peer: Peer, keypairs: list[Keypair]) -> None:
+        for keypair in keypairs:
+            del self._by_index[keypair.local_index]
+            self._actions.append(Retire(keypair.local_index))
+        peer.timers.keypairs_changed(peer.keypairs.first_expiry())
+
+    def _settle(self, peer: Peer) -> None:
+        self._schedule.set(peer.number, peer.timers.next())
+
+    def _new_index(self) -> int:
+        while True:
+            index = int.from_bytes(self._random(4), "little")
+            if index and index not in self._by_index:
+                return index
+
+    def _new_private_key(self) -> noise.PrivateKey:
+        return noise.PrivateKey(self._random(wire.KEY_LENGTH))
+
+    def _jitter(self) -> float:
+        return wire.REKEY_TIMEOUT_JITTER * int.from_bytes(self._random(4), "little") / 2**32

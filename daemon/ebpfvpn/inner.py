@@ -1,0 +1,143 @@
+"""Inner packets that the datapath hands to the daemon: reading, refusing and fragmenting them.
+
+An ICMP error bears the packet's own destination as its source: what is written to the TUN comes,
+for the stack, from the tunnel, where an address of this machine would be a martian.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+_IPV4, _IPV6 = 20, 40
+_ICMP, _ICMPV6 = 1, 58
+_TTL = 64
+_DONT_FRAGMENT, _MORE_FRAGMENTS, _OFFSET = 0x4000, 0x2000, 0x1FFF
+
+_UNREACHABLE4, _HOST_UNREACHABLE, _FRAGMENTATION_NEEDED = 3, 1, 4
+_UNREACHABLE6, _ADDRESS_UNREACHABLE, _TOO_BIG6 = 1, 3, 2
+_ICMP4_QUERIES = (0, 8, 13, 14)  # echo and timestamp: the types that may be answered with errors
+_QUOTE4 = 576 - _IPV4 - 8  # RFC 1812, section 4.3.2.3
+_QUOTE6 = 1280 - _IPV6 - 8  # RFC 4443, section 2.4
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """An IP packet, whole."""
+
+    packet: bytes
+    version: int
+    source: bytes
+    """4 or 16 bytes, as `destination`."""
+    destination: bytes
+
+
+def parse(packet: bytes) -> Inner | None:
+    """None: not a whole IP packet."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= _IPV4 and (packet[0] & 15) * 4 >= _IPV4:
+        length = int.from_bytes(packet[2:4], "big")
+        if (packet[0] & 15) * 4 <= length <= len(packet):
+            return Inner(packet[:length], 4, packet[12:16], packet[16:20])
+    if version == 6 and len(packet) >= _IPV6:
+        length = _IPV6 + int.from_bytes(packet[4:6], "big")
+        if length <= len(packet):
+            return Inner(packet[:length], 6, packet[8:24], packet[24:40])
+    return None
+
+
+def may_fragment(inner: Inner) -> bool:
+    """Whether a router may cut the packet: IPv4 without its don't-fragment bit."""
+    return inner.version == 4 and not inner.packet[6] << 8 & _DONT_FRAGMENT
+
+
+def unreachable(inner: Inner) -> bytes | None:
+    """An ICMP error that says so; None where there must be none (RFC 1122, section 3.2.2)."""
+    if not _may_answer(inner):
+        return None
+    if inner.version == 4:
+        return _icmp4(inner, _UNREACHABLE4, _HOST_UNREACHABLE, 0)
+    return _icmp6(inner, _UNREACHABLE6, _ADDRESS_UNREACHABLE, 0)
+
+
+def too_big(inner: Inner, mtu: int) -> bytes | None:
+    """An ICMP error with the MTU that fits (RFC 1191, RFC 8201); None as above."""
+    if not _may_answer(inner):
+        return None
+    if inner.version == 4:
+        return _icmp4(inner, _UNREACHABLE4, _FRAGMENTATION_NEEDED, mtu)
+    return _icmp6(inner, _TOO_BIG6, 0, max(mtu, 1280))
+
+
+def fragment(inner: Inner, mtu: int) -> list[bytes]:
+    """An IPv4 packet in pieces of at most `mtu` bytes (RFC 791, section 2.3). Options go into
+    the first alone if they are not to be copied; here all are, which receivers ignore."""
+    packet = inner.packet
+    header_length = (packet[0] & 15) * 4
+    header, payload = packet[:header_length], packet[header_length:]
+    flags = int.from_bytes(packet[6:8], "big")
+    step = (mtu - header_length) // 8 * 8
+    if step <= 0:
+        return []
+    pieces = []
+    for start in range(0, len(payload), step):
+        piece = payload[start : start + step]
+        more = flags & _MORE_FRAGMENTS or (_MORE_FRAGMENTS if start + step < len(payload) else 0)
+        offset = (flags & _OFFSET) + start // 8
+        pieces.append(_ipv4_header(header, len(piece), more | offset) + piece)
+    return pieces
+
+
+def _ipv4_header(header: bytes, payload: int, flags: int) -> bytes:
+    changed = bytearray(header)
+    struct.pack_into("!H", changed, 2, len(header) + payload)
+    struct.pack_into("!H", changed, 6, flags)
+    struct.pack_into("!H", changed, 10, 0)
+    struct.pack_into("!H", changed, 10, checksum(bytes(changed)))
+    return bytes(changed)
+
+
+def _may_answer(inner: Inner) -> bool:
+    packet = inner.packet
+    if inner.version == 4:
+        if int.from_bytes(packet[6:8], "big") & _OFFSET:
+            return False
+        if inner.destination[0] >= 224 or inner.source[0] >= 224 or not any(inner.source):
+            return False
+        at = (packet[0] & 15) * 4
+        return not (packet[9] == _ICMP and packet[at : at + 1] not in map(_byte, _ICMP4_QUERIES))
+    if inner.destination[0] == 0xFF or inner.source[0] == 0xFF or not any(inner.source):
+        return False
+    # Types below 128 are errors.
+    return not (packet[6] == _ICMPV6 and packet[40:41] < b"\x80")
+
+
+def _byte(value: int) -> bytes:
+    return bytes([value])
+
+
+def _icmp4(inner: Inner, kind: int, code: int, last: int) -> bytes:
+    body = struct.pack("!BBHI", kind, code, 0, last) + inner.packet[:_QUOTE4]
+    body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+    header = struct.pack("!BBHHHBBH", 0x45, 0xC0, _IPV4 + len(body), 0, 0, _TTL, _ICMP, 0)
+    header += inner.destination + inner.source
+    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + body
+
+
+def _icmp6(inner: Inner, kind: int, code: int, last: int) -> bytes:
+    body = struct.pack("!BBHI", kind, code, 0, last) + inner.packet[:_QUOTE6]
+    addresses = inner.destination + inner.source
+    pseudo = addresses + struct.pack("!II", len(body), _ICMPV6)
+    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(body), _ICMPV6, _TTL)
+    return header + addresses + body
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    if len(data) % 2:
+        data += b"\0"
+    total: int = sum(word for (word,) in struct.iter_unpack("!H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

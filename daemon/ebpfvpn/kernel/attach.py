@@ -1,0 +1,188 @@
+"""Attachment to underlay devices: where the messages of a tunnel come in.
+
+Per device: native XDP, generic XDP or tc, the first that the device takes, or the one that is
+asked for. XDP goes through the device's dispatcher (dispatcher.py), which tunnels share. What
+somebody else has attached stays: no program is replaced, no qdisc removed that is not ours.
+
+A device's directory on bpffs says who is there, for tunnels of all processes:
+
+    @NETNS-IFINDEX/tunnel-NAME/  the tunnel NAME is attached
+    @NETNS-IFINDEX/clsact/       the device's clsact qdisc was made by a tunnel
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ebpfvpn.kernel import bpffs, dispatcher, hooks
+from ebpfvpn.kernel.features import takes_redirect
+from ebpfvpn.kernel.hooks import Filter
+from ebpfvpn.kernel.libbpf import BpfError
+from ebpfvpn.kernel.program import Program
+from ebpfvpn.netlink import Link, Netlink
+
+AttachMode = Literal["auto", "native", "generic", "tc"]
+ATTACH_MODES: tuple[AttachMode, ...] = ("auto", "native", "generic", "tc")
+OpenMode = Literal["native", "generic", "tc", "socket"]
+
+_XDP_MODES = {"native": hooks.XDP_NATIVE, "generic": hooks.XDP_GENERIC}
+_XDP_NAMES: dict[int, OpenMode] = {hooks.XDP_NATIVE: "native", hooks.XDP_GENERIC: "generic"}
+_CLSACT = "clsact"
+_TUNNEL = "tunnel-"
+_TC_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress
+
+
+class _RefusedError(Exception):
+    """We refuse, not the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """What attaching needs to know of one."""
+
+    name: str
+    tun_ifindex: int
+    listen_port: int
+    mark: bytes
+    deliver: Program
+    open_tc: Program
+    open_xdp: Program | None
+    """None: tc only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One device, and what was chosen for it."""
+
+    ifindex: int
+    device: str
+    open: OpenMode
+    """socket: nothing could be attached; messages come through the UDP socket."""
+    reason: str
+    redirect: bool
+    """`seal` in XDP may redirect to it."""
+
+
+def attach(netlink: Netlink, tunnel: Tunnel, link: Link, mode: AttachMode) -> Attachment:
+    """Never fails: at worst messages go through the UDP socket, and the reason says why."""
+    if link.mac is None or link.loopback:
+        return Attachment(link.ifindex, link.name, "socket", "no Ethernet device", False)
+    refusals: list[str] = []
+    chosen: OpenMode = "socket"
+    with bpffs.devices_lock():
+        directory = _directory(link.ifindex)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        (directory / _marker(tunnel.name)).mkdir(exist_ok=True)
+        for candidate in ("native", "generic", "tc") if mode == "auto" else (mode,):
+            try:
+                if candidate == "tc":
+                    _attach_tc(tunnel, link.ifindex)
+                    chosen = "tc"
+                else:
+                    chosen = _attach_xdp(tunnel, link.ifindex, candidate, exact=mode != "auto")
+                break
+            except (BpfError, _RefusedError) as error:
+                kind = "tc" if candidate == "tc" else f"{candidate} XDP"
+                reason = error.reason if isinstance(error, BpfError) else str(error)
+                refusals.append(f"{kind} refused: {reason}")
+        if chosen == "socket":
+            _leave(netlink, tunnel.name, link.ifindex)
+    reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
+    redirect = chosen == "native" and takes_redirect(link)
+    return Attachment(link.ifindex, link.name, chosen, reason, redirect)
+
+
+def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
+    """Takes the tunnel off a device, and with the last tunnel all that tunnels put there. A
+    device that is gone is forgotten."""
+    with bpffs.devices_lock():
+        if tunnel.open_xdp is not None:
+            dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.open_xdp)
+        # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
+        _detach_filters(ifindex, {tunnel.deliver.id, tunnel.open_tc.id}, tunnel.tun_ifindex)
+        _leave(netlink, tunnel.name, ifindex)
+
+
+def attached_devices(name: str) -> list[tuple[int, int]]:
+    """Network namespace (inode) and ifindex of the devices on which a tunnel is, dead or alive."""
+    found = []
+    for marker in bpffs.PINS.glob(f"@*/{_marker(name)}"):
+        netns, _, ifindex = marker.parent.name.removeprefix("@").partition("-")
+        found.append((int(netns), int(ifindex)))
+    return found
+
+
+def _directory(ifindex: int) -> Path:
+    return bpffs.device_directory(bpffs.netns_inode(), ifindex)
+
+
+def _marker(name: str) -> str:
+    return _TUNNEL + bpffs.pin_directory(name).name
+
+
+def _attach_xdp(tunnel: Tunnel, ifindex: int, mode: str, *, exact: bool) -> OpenMode:
+    """Returns the mode in which the dispatcher is, which may be another unless `exact`."""
+    if tunnel.open_xdp is None:
+        raise _RefusedError("XDP programs are not loaded")
+    directory = _directory(ifindex)
+    found = dispatcher.attached_mode(directory, ifindex)
+    if found and exact and found != _XDP_MODES[mode]:
+        raise _RefusedError(f"another tunnel has attached {_XDP_NAMES[found]} XDP")
+    if not found:
+        found = _XDP_MODES[mode]
+        dispatcher.create(directory, ifindex, found, tunnel.mark)
+    try:
+        _add_filter(tunnel.deliver, ifindex, tunnel.tun_ifindex, hooks.DELIVER_PRIORITY)
+        dispatcher.set_port(directory, tunnel.listen_port, tunnel.open_xdp)
+    except BpfError:
+        _detach_filters(ifindex, {tunnel.deliver.id}, tunnel.tun_ifindex)
+        if not dispatcher.in_use(directory):
+            dispatcher.remove(directory, ifindex)
+        raise
+    return _XDP_NAMES[found]
+
+
+def _attach_tc(tunnel: Tunnel, ifindex: int) -> None:
+    _add_filter(tunnel.open_tc, ifindex, tunnel.tun_ifindex, hooks.OPEN_PRIORITY)
+
+
+def _add_filter(program: Program, ifindex: int, handle: int, priority: int) -> None:
+    if hooks.add_clsact(ifindex):
+        (_directory(ifindex) / _CLSACT).mkdir(exist_ok=True)
+    Filter(ifindex, hooks.INGRESS, handle, priority).attach(program)
+
+
+def _detach_filters(ifindex: int, programs: set[int], handle: int) -> None:
+    for priority in (hooks.DELIVER_PRIORITY, hooks.OPEN_PRIORITY):
+        filter_ = Filter(ifindex, hooks.INGRESS, handle, priority)
+        if filter_.program_id() in programs:
+            filter_.detach()
+
+
+def _leave(netlink: Netlink, name: str, ifindex: int) -> None:
+    directory = _directory(ifindex)
+    with contextlib.suppress(FileNotFoundError):
+        (directory / _marker(name)).rmdir()
+    if not dispatcher.in_use(directory):
+        dispatcher.remove(directory, ifindex)
+    if (directory / _CLSACT).exists() and not _filters(netlink, ifindex):
+        hooks.remove_clsact(ifindex)
+        (directory / _CLSACT).rmdir()
+    if not any(directory.glob(f"{_TUNNEL}*")):
+        bpffs.remove(directory)
+
+
+def _filters(netlink: Netlink, ifindex: int) -> bool:
+    """Whether the device has any tc filter at all."""
+    try:
+        return any(
+            netlink.request("get_filters", index=ifindex, parent=parent) for parent in _TC_PARENTS
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL, errno.ENOENT):
+            raise
+        return False

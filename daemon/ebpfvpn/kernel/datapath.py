@@ -1,0 +1,265 @@
+"""KernelDatapath: the Datapath whose packets never leave the kernel.
+
+What it makes belongs to the network namespace of the thread that constructs it, and every method
+is to be called in that namespace. Nothing is left when construction fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+from ebpfvpn.datapath import Confirmed, Event, Roamed, SessionState, Traffic
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel import bpffs, hooks, layout, leftovers, objects, segmenter
+from ebpfvpn.kernel.attach import AttachMode, Tunnel
+from ebpfvpn.kernel.frames import FrameSocket, reinjected, to_seal
+from ebpfvpn.kernel.hooks import Filter
+from ebpfvpn.kernel.layout import number, octets
+from ebpfvpn.kernel.libbpf import BpfError
+from ebpfvpn.kernel.map import Map, RingBuffer
+from ebpfvpn.kernel.objects import Object
+from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions
+from ebpfvpn.kernel.ways import Ways
+from ebpfvpn.keypair import Keypair
+from ebpfvpn.netlink import Netlink
+
+Network = IPv4Network | IPv6Network
+
+_SO_ATTACH_BPF = 50
+_FIRST_HANDLE = 1
+_NATIVE_MODES = ("auto", "native")
+
+
+class KernelDatapath:
+    """See Datapath."""
+
+    def __init__(
+        self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
+        attach_mode: AttachMode = "auto",
+    ) -> None:  # fmt: skip
+        """`mtu` is the TUN's; `fwmark` 0: none. DatapathError: NAME is in use, or the machine
+        lacks something."""
+        self._mode: AttachMode = attach_mode
+        self._listen_port = listen_port
+        self._allowed: dict[Network, int] = {}
+        self._send_failed = 0
+        self._closing = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            bpffs.mount()
+            lock = bpffs.NameLock(name)
+            undo.callback(lock.release)
+            self._netlink = Netlink()
+            undo.callback(self._netlink.close)
+            leftovers.remove(self._netlink, name)
+            self._pins = bpffs.pin_directory(name)
+            undo.callback(bpffs.remove, self._pins)
+            loaded = self._load(undo, attach_mode)
+            self._segmenter = segmenter.create(self._netlink, name, mtu)
+            undo.callback(segmenter.remove, self._netlink, self._segmenter)
+            self._configure(tun_ifindex, mtu, fwmark)
+            self._sessions = Sessions(loaded)
+            undo.callback(self._sessions.close)
+            self._seal, self._seal_reason = self._attach_own(tun_ifindex)
+            self._outer = FrameSocket(self._segmenter.outer)
+            undo.callback(self._outer.close)
+            self._inner = FrameSocket(self._segmenter.inner)
+            undo.callback(self._inner.close)
+            self._events = RingBuffer(loaded.maps["events"])
+            undo.callback(self._events.close)
+            tunnel = Tunnel(
+                name, tun_ifindex, listen_port, self._mark, loaded.programs["deliver"],
+                loaded.programs["open_tc"], loaded.programs.get("open_xdp"),
+            )  # fmt: skip
+            self._ways = Ways(loaded, self._netlink, tunnel, mtu, fwmark, attach_mode)
+            undo.callback(self._ways.close)
+            self._closing = undo.pop_all()
+
+    def _load(self, undo: contextlib.ExitStack, mode: AttachMode) -> Object:
+        self._pins.mkdir(mode=0o700)
+        leftovers.note_namespace(self._pins)
+        self._mark = bpffs.mark()
+        loaded = objects.load_tunnel(self._pins, xdp=mode != "tc")
+        undo.callback(loaded.close)
+        self._loaded = loaded
+        self._reasons = layout.field_names(objects.TC_OBJECT, "drops")
+        return loaded
+
+    def _map(self, name: str) -> Map:
+        return self._loaded.maps[name]
+
+    def _configure(self, tun_ifindex: int, mtu: int, fwmark: int) -> None:
+        config = layout.Config(
+            mark=octets(self._mark),
+            listen_port=self._listen_port,
+            tun_ifindex=tun_ifindex,
+            outer_ifindex=self._segmenter.outer,
+            inner_ifindex=self._segmenter.inner,
+            mtu=mtu,
+            fwmark=fwmark,
+        )
+        self._map("config").update(number(0), bytes(config))
+
+    def _attach_own(self, tun_ifindex: int) -> tuple[str, str]:
+        """Attaches to the tunnel's own devices, which go with the programs on them. Returns how
+        packets can be sealed ("xdp" or "tc") and why not in XDP."""
+        ingress, egress = hooks.INGRESS, hooks.EGRESS
+        outer, inner = self._segmenter.outer, self._segmenter.inner
+        for ifindex in (outer, inner, tun_ifindex):
+            hooks.add_clsact(ifindex)
+        for ifindex, point, priority, program in (
+            (outer, ingress, hooks.DELIVER_PRIORITY, "deliver"),
+            (outer, ingress, hooks.OPEN_PRIORITY, "open_tc"),
+            (inner, ingress, hooks.SEAL_PRIORITY, "seal_tc"),
+            (tun_ifindex, egress, hooks.STEER_PRIORITY, "steer"),
+        ):
+            filter_ = Filter(ifindex, point, _FIRST_HANDLE, priority)
+            filter_.attach(self._loaded.programs[program])
+        if self._mode not in _NATIVE_MODES:
+            return "tc", f"attach mode {self._mode}"
+        if self._segmenter.jumbo:
+            return "tc", "MTU too large for XDP"
+        try:
+            hooks.attach_xdp(inner, self._loaded.programs["seal_xdp"], hooks.XDP_NATIVE)
+        except BpfError as error:
+            return "tc", f"XDP on the segmenter refused: {error.reason}"
+        return "xdp", ""
+
+    def describe(self) -> dict[str, object]:
+        devices = []
+        for attachment in self._ways.attachments.values():
+            seal, reason = self._seal, f"open: {attachment.reason}"
+            if seal == "xdp" and not attachment.redirect:
+                seal = "tc"
+                reason += "; seal: the device takes no XDP_REDIRECT"
+            elif seal == "tc":
+                reason += f"; seal: {self._seal_reason}"
+            devices.append(
+                {"name": attachment.device, "open": attachment.open, "seal": seal, "reason": reason}
+            )
+        return {"path": "kernel", "devices": devices, "pins": str(self._pins)}
+
+    def accept_only_messages(self, sock: socket.socket) -> None:
+        """Puts the filter of accept.h on a UDP socket of the daemon."""
+        program = self._loaded.programs["accept_message"]
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
+
+    def add_peer(self, peer: int, public_key: bytes) -> None:
+        entry = layout.Peer(public_key=octets(public_key))
+        self._map("peers").update(number(peer), bytes(entry))
+
+    def remove_peer(self, peer: int) -> None:
+        self.set_usable(peer, False)
+        self.set_allowed_ips(peer, ())
+        for local_index in self._sessions.of_peer(peer):
+            self._sessions.retire(local_index)
+        self._ways.forget(peer)
+        self._map("peers").delete(number(peer))
+
+    def set_allowed_ips(self, peer: int, networks: Iterable[Network]) -> None:
+        wanted = set(networks)
+        for network in wanted:
+            self._allowed_map(network).update(_trie_key(network), number(peer))
+            self._allowed[network] = peer
+        for network in [n for n, owner in self._allowed.items() if owner == peer]:
+            if network not in wanted:
+                self._allowed_map(network).delete(_trie_key(network))
+                del self._allowed[network]
+
+    def _allowed_map(self, network: Network) -> Map:
+        return self._map(f"allowed_ips{network.version}")
+
+    def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
+        self._ways.set_endpoint(peer, endpoint)
+
+    def endpoint(self, peer: int) -> Endpoint | None:
+        return self._ways.endpoint(peer)
+
+    def install(self, peer: int, keypair: Keypair, *, confirmed: bool) -> None:
+        self._sessions.install(peer, keypair, confirmed=confirmed)
+
+    def retire(self, local_index: int) -> None:
+        self._sessions.retire(local_index)
+
+    def set_usable(self, peer: int, usable: bool) -> None:
+        to = layout.SetPeer(peer=peer, fields=layout.SET_USABLE, usable=usable)
+        self._loaded.programs["set_peer"].syscall(to)
+
+    def max_inner(self, peer: int) -> int:
+        raw = self._map("peers").lookup(number(peer))
+        return int(layout.Peer.from_buffer_copy(raw).max_inner) if raw else 0
+
+    def send(self, peer: int, packets: Sequence[bytes]) -> None:
+        for packet in packets:
+            if not self._outer.send(to_seal(self._mark, peer, packet)):
+                self._send_failed += 1
+
+    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
+        frame = reinjected(self._segmenter.outer_mac, message, source, self._listen_port, tos)
+        if not self._inner.send(frame):
+            self._send_failed += 1
+
+    def traffic(self) -> dict[int, Traffic]:
+        found = {}
+        for key, value in self._map("peers").items():
+            found[layout.from_number(key)] = _traffic(value)
+        return found
+
+    def sessions(self) -> list[SessionState]:
+        return self._sessions.states()
+
+    def drops(self) -> dict[str, int]:
+        """Also "daemon_send_failed": frames of `send` and `reinject` the kernel did not take."""
+        raw = memoryview(self._map("drops").lookup(number(0)) or b"").cast("Q")
+        counters = {
+            reason: sum(raw[i :: len(self._reasons)]) for i, reason in enumerate(self._reasons)
+        }
+        return counters | {"daemon_send_failed": self._send_failed}
+
+    def events_fd(self) -> int:
+        return self._events.fileno()
+
+    def events(self) -> list[Event]:
+        events: list[Event] = []
+        roamed: set[int] = set()
+        for sample in self._events.consume():
+            event = layout.Event.from_buffer_copy(sample)
+            if event.type == layout.EVENT_CONFIRMED:
+                events.append(Confirmed(event.peer, event.local_index))
+            elif event.type == layout.EVENT_ROAMED:
+                roamed.add(event.peer)
+                events.append(Roamed(event.peer))
+        if roamed:
+            self._ways.roamed(roamed)
+        return events
+
+    def network_changed(self) -> None:
+        self._ways.network_changed()
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+def _trie_key(network: Network) -> bytes:
+    address = octets(network.network_address.packed)
+    if network.version == 4:
+        return bytes(layout.AllowedIp4(network.prefixlen, address))
+    return bytes(layout.AllowedIp6(network.prefixlen, address))
+
+
+def _traffic(value: bytes) -> Traffic:
+    peer = layout.Peer.from_buffer_copy(value)
+    return Traffic(
+        tx_packets=peer.tx_packets,
+        tx_bytes=peer.tx_bytes,
+        rx_packets=peer.rx_packets,
+        rx_bytes=peer.rx_bytes,
+        last_sent=peer.last_sent / NANOSECONDS,
+        last_data_sent=peer.last_data_sent / NANOSECONDS,
+        last_received=peer.last_received / NANOSECONDS,
+        last_data_received=peer.last_data_received / NANOSECONDS,
+        unanswered_since=peer.unanswered_since / NANOSECONDS,
+        unacknowledged_since=peer.unacknowledged_since / NANOSECONDS,
+    )

@@ -1,0 +1,90 @@
+"""The dispatcher of a device: its one XDP program, which calls `open` of the tunnel whose port a
+message has. It is pinned in the device's directory and belongs to the tunnels there together; the
+caller holds the devices lock. A directory `port-N` says that port N has a program, which costs
+65,536 look-ups to find out from the map."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from pathlib import Path
+from typing import TypeVar
+
+from ebpfvpn.kernel import hooks, layout, objects
+from ebpfvpn.kernel.libbpf import BpfError
+from ebpfvpn.kernel.map import Map
+from ebpfvpn.kernel.program import Program
+
+OBJECT = objects.BPF / "dispatch.bpf.o"
+_PROGRAM = "dispatch"
+_PORTS = "ports"
+_CONFIG = "dispatch_config"
+_PORT = "port-"
+
+T = TypeVar("T", Program, Map)
+
+
+def attached_mode(directory: Path, ifindex: int) -> int:
+    """hooks.XDP_NATIVE or XDP_GENERIC; 0: there is none (what is pinned for a device that had the
+    same number is removed)."""
+    program = _pinned(Program, directory / _PROGRAM)
+    if program is not None:
+        for mode in (hooks.XDP_NATIVE, hooks.XDP_GENERIC):
+            if hooks.xdp_program_id(ifindex, mode) == program.id:
+                return mode
+        remove(directory, ifindex)
+    return 0
+
+
+def create(directory: Path, ifindex: int, mode: int, mark: bytes) -> None:
+    """Loads, pins and attaches it; undone when it fails. BpfError."""
+    loaded = objects.load(OBJECT, pin_root=directory)
+    try:
+        config = loaded.maps[_CONFIG]
+        config.update(layout.number(0), mark.ljust(config.value_size, b"\0"))
+        loaded.programs[_PROGRAM].pin(directory / _PROGRAM)
+        hooks.attach_xdp(ifindex, loaded.programs[_PROGRAM], mode)
+    except BpfError:
+        remove(directory, ifindex)
+        raise
+    finally:
+        loaded.close()
+
+
+def remove(directory: Path, ifindex: int) -> None:
+    """Detaches it where it is attached and unpins it."""
+    program = _pinned(Program, directory / _PROGRAM)
+    if program is not None:
+        for mode in (hooks.XDP_NATIVE, hooks.XDP_GENERIC):
+            hooks.detach_xdp(ifindex, program, mode)
+    for name in (_PROGRAM, _PORTS, _CONFIG):
+        (directory / name).unlink(missing_ok=True)
+
+
+def set_port(directory: Path, port: int, program: Program) -> None:
+    """From now on `program` gets the messages to this UDP port."""
+    Map.pinned(directory / _PORTS).update(layout.number(port), layout.number(program.fd))
+    (directory / f"{_PORT}{port}").mkdir(exist_ok=True)
+
+
+def unset_port(directory: Path, port: int, program: Program) -> None:
+    """Nothing happens if the port is another program's."""
+    ports = _pinned(Map, directory / _PORTS)
+    if ports is not None and ports.lookup(layout.number(port)) == layout.number(program.id):
+        ports.delete(layout.number(port))
+        with contextlib.suppress(FileNotFoundError):
+            (directory / f"{_PORT}{port}").rmdir()
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a port has a program."""
+    return any(directory.glob(f"{_PORT}*"))
+
+
+def _pinned(kind: type[T], path: Path) -> T | None:
+    try:
+        return kind.pinned(path)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None

@@ -1,0 +1,147 @@
+"""The hooks of a device: XDP and tc, with the rule that another's program is never touched.
+
+Everything concerns the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from ctypes import byref, c_int, c_size_t, c_uint32, sizeof
+from dataclasses import dataclass
+
+from ebpfvpn.kernel.libbpf import BpfError, call
+from ebpfvpn.kernel.program import Program
+
+XDP_GENERIC = 2
+XDP_NATIVE = 4
+_XDP_IF_NOEXIST = 1
+
+INGRESS = 1
+EGRESS = 2
+
+# Filters of one kind on one device share a priority and differ by handle, the tunnel's TUN. What
+# `open` has decrypted reaches `deliver` before `open` could look at it again.
+DELIVER_PRIORITY = 7
+OPEN_PRIORITY = 9
+SEAL_PRIORITY = 9
+STEER_PRIORITY = 7
+
+
+class _XdpOptions(ctypes.Structure):
+    _fields_ = (("sz", c_size_t), ("old_prog_fd", c_int))
+
+
+class _TcHook(ctypes.Structure):
+    _fields_ = (
+        ("sz", c_size_t),
+        ("ifindex", c_int),
+        ("attach_point", c_int),
+        ("parent", c_uint32),
+    )
+
+
+class _TcOptions(ctypes.Structure):
+    _fields_ = (
+        ("sz", c_size_t),
+        ("prog_fd", c_int),
+        ("flags", c_uint32),
+        ("prog_id", c_uint32),
+        ("handle", c_uint32),
+        ("priority", c_uint32),
+    )
+
+
+def attach_xdp(ifindex: int, program: Program, mode: int) -> None:
+    """BpfError: the device has a program already, or cannot."""
+    call(f"XDP on device {ifindex}", "bpf_xdp_attach", ifindex, program.fd,
+         c_uint32(mode | _XDP_IF_NOEXIST), None)  # fmt: skip
+
+
+def detach_xdp(ifindex: int, program: Program, mode: int) -> None:
+    """Detaches this program; if it isn't there, nothing happens."""
+    if xdp_program_id(ifindex, mode) != program.id:
+        return
+    options = _XdpOptions(sizeof(_XdpOptions), program.fd)
+    _unless_gone(f"XDP on device {ifindex}", "bpf_xdp_detach", ifindex, c_uint32(mode),
+                 byref(options))  # fmt: skip
+
+
+def xdp_program_id(ifindex: int, mode: int = 0) -> int:
+    """0: none, or no such device. Mode 0: any."""
+    found = c_uint32()
+    try:
+        call(f"XDP on device {ifindex}", "bpf_xdp_query_id", ifindex, c_int(mode), byref(found))
+    except BpfError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL, errno.ENXIO):
+            raise
+        return 0
+    return found.value
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A direct-action tc filter of ours."""
+
+    ifindex: int
+    point: int
+    """INGRESS or EGRESS."""
+    handle: int
+    priority: int
+
+    def _hook(self) -> _TcHook:
+        return _TcHook(sizeof(_TcHook), self.ifindex, self.point, 0)
+
+    def attach(self, program: Program) -> None:
+        """The device has a clsact (or, for ingress, an ingress) qdisc. BpfError with EEXIST
+        where the handle is taken."""
+        options = _TcOptions(
+            sz=sizeof(_TcOptions), prog_fd=program.fd, handle=self.handle, priority=self.priority
+        )
+        call(f"tc filter on device {self.ifindex}", "bpf_tc_attach", byref(self._hook()),
+             byref(options))  # fmt: skip
+
+    def program_id(self) -> int:
+        """0: there is no such filter."""
+        options = _TcOptions(sz=sizeof(_TcOptions), handle=self.handle, priority=self.priority)
+        try:
+            call(f"tc filter on device {self.ifindex}", "bpf_tc_query", byref(self._hook()),
+                 byref(options))  # fmt: skip
+        except BpfError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL, errno.ENOENT):
+                raise
+            return 0
+        return int(options.prog_id)
+
+    def detach(self) -> None:
+        """Nothing happens if it is gone."""
+        if self.program_id():
+            options = _TcOptions(sz=sizeof(_TcOptions), handle=self.handle, priority=self.priority)
+            _unless_gone(f"tc filter on device {self.ifindex}", "bpf_tc_detach",
+                         byref(self._hook()), byref(options))  # fmt: skip
+
+
+def add_clsact(ifindex: int) -> bool:
+    """Whether the device had neither a clsact nor an ingress qdisc, and has a clsact now."""
+    hook = _TcHook(sizeof(_TcHook), ifindex, INGRESS, 0)
+    try:
+        call(f"clsact on device {ifindex}", "bpf_tc_hook_create", byref(hook))
+    except BpfError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        return False
+    return True
+
+
+def remove_clsact(ifindex: int) -> None:
+    """With every filter on it: the caller made sure that there is none."""
+    hook = _TcHook(sizeof(_TcHook), ifindex, INGRESS | EGRESS, 0)
+    _unless_gone(f"clsact on device {ifindex}", "bpf_tc_hook_destroy", byref(hook))
+
+
+def _unless_gone(what: str, function: str, *arguments: object) -> None:
+    try:
+        call(what, function, *arguments)
+    except BpfError as error:
+        if error.errno not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
+            raise

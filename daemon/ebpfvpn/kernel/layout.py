@@ -1,0 +1,226 @@
+"""The structures of ebpf/layout.h, as the daemon reads and writes them.
+
+A test compares them with the BTF of the compiled objects. The drop reasons are the fields of struct
+drops, read by `field_names`, so that ebpf/drops.h stays the only list of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from ebpfvpn.kernel.libbpf import call, call_pointer, library
+
+WINDOW_WORDS = 512
+ADDRESS_LENGTH = 16
+KEY_LENGTH = 32
+MAC_LENGTH = 6
+
+ROUTE_NEIGHBOUR = 1
+ROUTE_XDP = 2
+
+EVENT_CONFIRMED = 1
+EVENT_ROAMED = 2
+
+SET_CURRENT = 1
+SET_NEXT = 2
+SET_USABLE = 4
+SET_MAX_INNER = 8
+
+Address = IPv4Address | IPv6Address
+_MAPPED = bytes(10) + b"\xff\xff"
+_BTF_KIND_STRUCT = 4
+
+
+class Config(Structure):
+    _fields_ = (
+        ("mark", c_uint8 * MAC_LENGTH),
+        ("listen_port", c_uint16.__ctype_be__),
+        ("tun_ifindex", c_uint32),
+        ("outer_ifindex", c_uint32),
+        ("inner_ifindex", c_uint32),
+        ("mtu", c_uint32),
+        ("fwmark", c_uint32),
+    )
+
+
+class Peer(Structure):
+    _fields_ = (
+        ("public_key", c_uint8 * KEY_LENGTH),
+        ("current", c_uint32),
+        ("next", c_uint32),
+        ("usable", c_uint32),
+        ("max_inner", c_uint32),
+        ("expires", c_uint64),
+        ("tx_packets", c_uint64),
+        ("tx_bytes", c_uint64),
+        ("last_sent", c_uint64),
+        ("last_data_sent", c_uint64),
+        ("unanswered_since", c_uint64),
+        ("rx_packets", c_uint64),
+        ("rx_bytes", c_uint64),
+        ("last_received", c_uint64),
+        ("last_data_received", c_uint64),
+        ("unacknowledged_since", c_uint64),
+    )
+
+
+class Session(Structure):
+    _fields_ = (
+        ("peer", c_uint32),
+        ("remote_index", c_uint32),
+        ("created", c_uint64),
+        ("expires", c_uint64),
+        ("send_counter", c_uint64),
+        ("send_limit", c_uint64),
+        ("receive_highest", c_uint64),
+        ("initiator", c_uint32),
+        ("reserved", c_uint32),
+    )
+
+
+class SessionKeys(Structure):
+    _fields_ = (("send", c_uint8 * KEY_LENGTH), ("receive", c_uint8 * KEY_LENGTH))
+
+
+class Window(Structure):
+    _fields_ = (("words", c_uint64 * WINDOW_WORDS),)
+
+
+class Endpoint(Structure):
+    _fields_ = (
+        ("lock", c_uint32),
+        ("ifindex", c_uint32),
+        ("remote", c_uint8 * ADDRESS_LENGTH),
+        ("local", c_uint8 * ADDRESS_LENGTH),
+        ("remote_port", c_uint16.__ctype_be__),
+        ("reserved", c_uint16 * 3),
+    )
+
+
+class RouteKey(Structure):
+    _fields_ = (("remote", c_uint8 * ADDRESS_LENGTH), ("local", c_uint8 * ADDRESS_LENGTH))
+
+
+class Route(Structure):
+    _fields_ = (
+        ("ifindex", c_uint32),
+        ("mtu", c_uint32),
+        ("flags", c_uint32),
+        ("source_mac", c_uint8 * MAC_LENGTH),
+        ("destination_mac", c_uint8 * MAC_LENGTH),
+        ("gateway", c_uint8 * ADDRESS_LENGTH),
+    )
+
+
+class AllowedIp4(Structure):
+    _fields_ = (("prefix_length", c_uint32), ("address", c_uint8 * 4))
+
+
+class AllowedIp6(Structure):
+    _fields_ = (("prefix_length", c_uint32), ("address", c_uint8 * 16))
+
+
+class Event(Structure):
+    _fields_ = (
+        ("type", c_uint32),
+        ("peer", c_uint32),
+        ("local_index", c_uint32),
+        ("reserved", c_uint32),
+    )
+
+
+class SetPeer(Structure):
+    """What the program `set_peer` is given: what `fields` (SET_*) names is written in place."""
+
+    _fields_ = (
+        ("peer", c_uint32),
+        ("fields", c_uint32),
+        ("current", c_uint32),
+        ("next", c_uint32),
+        ("usable", c_uint32),
+        ("max_inner", c_uint32),
+        ("expires", c_uint64),
+    )
+
+
+class WipeKeys(Structure):
+    """What the program `wipe_keys` is given."""
+
+    _fields_ = (("local_index", c_uint32),)
+
+
+STRUCTURES: dict[str, type[Structure]] = {
+    "config": Config,
+    "peer": Peer,
+    "session": Session,
+    "session_keys": SessionKeys,
+    "window": Window,
+    "endpoint": Endpoint,
+    "route_key": RouteKey,
+    "route": Route,
+    "allowed_ip4": AllowedIp4,
+    "allowed_ip6": AllowedIp6,
+    "event": Event,
+    "set_peer": SetPeer,
+    "wipe_keys": WipeKeys,
+}
+
+
+def number(value: int) -> bytes:
+    """A key or value that is one __u32."""
+    return bytes(c_uint32(value))
+
+
+def from_number(raw: bytes) -> int:
+    """The other way round."""
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def octets(value: bytes) -> ctypes.Array[c_uint8]:
+    """For a field that is an array of __u8."""
+    return (c_uint8 * len(value)).from_buffer_copy(value)
+
+
+def pack_address(address: Address | None) -> bytes:
+    """16 bytes, IPv4 mapped; all zero: none."""
+    if address is None:
+        return bytes(ADDRESS_LENGTH)
+    return _MAPPED + address.packed if address.version == 4 else address.packed
+
+
+def unpack_address(packed: bytes) -> Address | None:
+    if not any(packed):
+        return None
+    if packed.startswith(_MAPPED):
+        return IPv4Address(packed[len(_MAPPED) :])
+    return IPv6Address(packed)
+
+
+class _BtfType(Structure):
+    _fields_ = (("name", c_uint32), ("info", c_uint32), ("size", c_uint32))
+
+
+class _BtfMember(Structure):
+    _fields_ = (("name", c_uint32), ("type", c_uint32), ("offset", c_uint32))
+
+
+def field_names(path: Path, structure: str) -> list[str]:
+    """The fields of a structure in an object file's BTF, in their order. BpfError."""
+    btf = ctypes.c_void_p(
+        call_pointer(f"reading the BTF of {path}", "btf__parse", os.fsencode(path), None)
+    )
+    try:
+        identity = call(f"finding {structure} in {path}", "btf__find_by_name_kind", btf,
+                        structure.encode(), _BTF_KIND_STRUCT)  # fmt: skip
+        address = call_pointer(f"finding {structure}", "btf__type_by_id", btf, identity)
+        count = _BtfType.from_address(address).info & 0xFFFF
+        members = (_BtfMember * count).from_address(address + ctypes.sizeof(_BtfType))
+        name = library().btf__name_by_offset
+        return [name(btf, member.name).decode() for member in members]
+    finally:
+        library().btf__free(btf)

@@ -1,0 +1,122 @@
+"""Object files: loaded, and, for a tunnel, pinned."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Iterator
+from ctypes import byref, c_char_p, c_size_t, c_void_p, sizeof
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ebpfvpn.datapath import DatapathError
+from ebpfvpn.kernel.libbpf import VerifierError, call, call_pointer, library
+from ebpfvpn.kernel.map import Map
+from ebpfvpn.kernel.program import Program
+
+BPF = Path(__file__).parent.parent / "bpf"
+TC_OBJECT = BPF / "tc.bpf.o"
+XDP_OBJECT = BPF / "xdp.bpf.o"
+
+
+class _OpenOptions(ctypes.Structure):
+    _fields_ = (
+        ("sz", c_size_t),
+        ("object_name", c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", c_char_p),
+    )
+
+
+@dataclass(slots=True)
+class Object:
+    """What one object file holds, loaded."""
+
+    programs: dict[str, Program] = field(default_factory=dict)
+    maps: dict[str, Map] = field(default_factory=dict)
+
+    def close(self) -> None:
+        for descriptor in (*self.programs.values(), *self.maps.values()):
+            descriptor.close()
+
+
+def load(
+    path: Path, *, pin_root: Path | None = None, programs: Collection[str] | None = None
+) -> Object:
+    """Loads an object file: all its programs, or those named. Maps that are pinned by name are
+    shared with what is pinned in `pin_root` already, and else pinned there. VerifierError,
+    BpfError."""
+    options = _OpenOptions(
+        sz=sizeof(_OpenOptions), pin_root_path=os.fsencode(pin_root) if pin_root else None
+    )
+    handle = c_void_p(
+        call_pointer(f"opening {path}", "bpf_object__open_file", os.fsencode(path), byref(options))
+    )
+    try:
+        if programs is not None:
+            for program in _each(handle, "bpf_object__next_program"):
+                wanted = _name(program, "bpf_program__name") in programs
+                call("choosing programs", "bpf_program__set_autoload", program,
+                     ctypes.c_bool(wanted))  # fmt: skip
+        call(f"loading {path.name}", "bpf_object__load", handle, error=VerifierError)
+        # Our own descriptors outlive libbpf's object, whose memory is not needed any more.
+        loaded = Object()
+        for program in _each(handle, "bpf_object__next_program"):
+            name = _name(program, "bpf_program__name")
+            if programs is None or name in programs:
+                fd = call(f"finding {name}", "bpf_program__fd", program)
+                loaded.programs[name] = Program(os.dup(fd), name)
+        for map_ in _each(handle, "bpf_object__next_map"):
+            name = _name(map_, "bpf_map__name")
+            loaded.maps[name] = Map(os.dup(call(f"finding {name}", "bpf_map__fd", map_)), name)
+        return loaded
+    finally:
+        library().bpf_object__close(handle)
+
+
+def _each(handle: c_void_p, function: str) -> Iterator[c_void_p]:
+    item = getattr(library(), function)(handle, None)
+    while item:
+        yield c_void_p(item)
+        item = getattr(library(), function)(handle, item)
+
+
+def _name(item: c_void_p, function: str) -> str:
+    name: bytes = getattr(library(), function)(item)
+    return name.decode()
+
+
+def load_tunnel(directory: Path, *, xdp: bool) -> Object:
+    """Loads tc.bpf.o and, if told, xdp.bpf.o, which share their maps, and pins everything in
+    `directory`. DatapathError; the caller removes the directory."""
+    loaded = Object()
+    try:
+        for path in (TC_OBJECT, XDP_OBJECT) if xdp else (TC_OBJECT,):
+            if not path.exists():
+                raise DatapathError(f"{path} is missing: run make bpf")
+            part = load(path, pin_root=directory)
+            loaded.programs |= part.programs
+            # Only what is pinned is shared; constants are not needed.
+            for name, map_ in part.maps.items():
+                if name in loaded.maps:
+                    map_.close()
+                else:
+                    loaded.maps[name] = map_
+        for name, program in loaded.programs.items():
+            program.pin(directory / name)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+def open_pinned(directory: Path, programs: tuple[str, ...], maps: tuple[str, ...]) -> Object:
+    """What a daemon left pinned. Those that are missing are left out."""
+    found = Object()
+    for name in programs:
+        if (directory / name).exists():
+            found.programs[name] = Program.pinned(directory / name)
+    for name in maps:
+        if (directory / name).exists():
+            found.maps[name] = Map.pinned(directory / name)
+    return found

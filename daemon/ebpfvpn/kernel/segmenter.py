@@ -1,0 +1,149 @@
+"""The segmenter: a veth pair through which every packet of a tunnel goes.
+
+Towards `inner` the kernel has to cut GSO packets and to fill checksums, because the devices say
+that they can do neither; towards `outer` it joins with GRO what `open` decrypted in tc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2.ethtool.ioctl import IoctlEthtool
+
+from ebpfvpn.datapath import DatapathError
+from ebpfvpn.netlink import Netlink
+
+MAX_MTU = 65535
+XDP_MTU = 3498
+"""Of the outer end: with more, veth refuses native XDP on the inner one (a frame must lie in one
+page of 4 KiB, with headroom and struct skb_shared_info). ENA has the same limit."""
+_XDP_ROOM = 100
+_QUEUE_LENGTH = 1000
+_GRO = "rx-gro"
+_ROOT = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Segmenter:
+    """The two ends, by ifindex."""
+
+    outer: int
+    inner: int
+    outer_mac: bytes
+    jumbo: bool
+    """The TUN's packets are too large for XDP on the inner end."""
+
+
+def create(netlink: Netlink, name: str, mtu: int) -> Segmenter:
+    """For the tunnel NAME with the TUN's MTU, in the network namespace of netlink and of this
+    thread. DatapathError."""
+    jumbo = mtu + _XDP_ROOM > XDP_MTU
+    try:
+        prefix = _add_pair(netlink)
+    except OSError as error:
+        raise DatapathError(f"cannot create the segmenter of {name} (veth): {error}") from None
+    ends: dict[str, int] = {}
+    try:
+        for end in ("outer", "inner"):
+            device = prefix + end[0]
+            (ends[end],) = netlink.request("link_lookup", ifname=device)
+            _quiet(device)
+            _set_features(device, gro=end == "outer")
+            netlink.request("link", "set", index=ends[end], arp=False,
+                            mtu=XDP_MTU if end == "outer" and not jumbo else MAX_MTU,
+                            IFLA_IFALIAS=_alias(name, end))  # fmt: skip
+        _add_queues(netlink, ends["outer"])
+        for ifindex in ends.values():
+            netlink.set_up(ifindex)
+        outer = netlink.link(ends["outer"])
+        assert outer is not None
+        assert outer.mac is not None
+    except BaseException as error:
+        if "outer" in ends:
+            netlink.delete_link(ends["outer"])
+        if isinstance(error, OSError):
+            raise DatapathError(f"cannot set up the segmenter of {name}: {error}") from None
+        raise
+    return Segmenter(ends["outer"], ends["inner"], outer.mac, jumbo)
+
+
+def remove(netlink: Netlink, segmenter: Segmenter) -> None:
+    """Both ends; nothing happens if they are gone."""
+    netlink.delete_link(segmenter.outer)
+
+
+def remove_leftover(netlink: Netlink, name: str) -> None:
+    """What a dead daemon of the tunnel NAME left in netlink's namespace, found by its alias."""
+    aliases = {_alias(name, end) for end in ("outer", "inner")}
+    for link in netlink.links():
+        if link.alias in aliases:
+            netlink.delete_link(link.ifindex)
+
+
+def _alias(name: str, end: str) -> str:
+    return f"ebpfvpn {name} {end}"
+
+
+def _queues() -> int:
+    """One per CPU, as far as they are there (possible ones may be many more)."""
+    return os.cpu_count() or 1
+
+
+def _add_pair(netlink: Netlink) -> str:
+    # XDP wants as many receiving queues as the peer has sending ones.
+    queues = {"num_tx_queues": _queues(), "num_rx_queues": _queues()}
+    while True:
+        prefix = f"sg{secrets.token_hex(3)}"
+        try:
+            netlink.request("link", "add", ifname=f"{prefix}o", kind="veth", **queues,
+                            peer={"ifname": f"{prefix}i", **queues})  # fmt: skip
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            return prefix
+
+
+def _quiet(device: str) -> None:
+    """No addresses and no neighbour discovery. Best effort, for /proc/sys may be read-only in a
+    container: what the stack sends by itself here bears no mark, so `seal` drops it."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1\n")
+
+
+def _set_features(device: str, *, gro: bool) -> None:
+    """Everything off that leaves work on a packet to the device; GRO as told. With GRO on, veth
+    receives by NAPI."""
+    ethtool = IoctlEthtool(device)
+    try:
+        features = ethtool.get_features()
+        for feature, active, available, *_ in list(features):
+            wanted = gro if feature == _GRO else not feature.startswith("tx-") and active
+            if available and wanted != active:
+                features[feature] = wanted
+        ethtool.set_features(features)
+    except Exception as error:
+        # pyroute2's own exceptions are no OSError.
+        raise OSError(errno.EOPNOTSUPP, f"features of {device}: {error!r}") from None
+    finally:
+        ethtool.close()
+
+
+def _add_queues(netlink: Netlink, outer: int) -> None:
+    """A queue before each of veth's rings, which hold 256 packets: a full ring then holds the
+    sender back (from Linux 6.16 on), where a device without a queue drops."""
+    count = _queues()
+    if count == 1:
+        netlink.request("tc", "add", kind="pfifo", index=outer, handle=0x10000, parent=_ROOT,
+                        limit=_QUEUE_LENGTH)  # fmt: skip
+        return
+    # mq's own children would be what net.core.default_qdisc says.
+    netlink.request("tc", "add", kind="mq", index=outer, handle=0x10000, parent=_ROOT)
+    for queue in range(1, count + 1):
+        netlink.request("tc", "add", kind="pfifo", index=outer, handle=(queue + 1) << 16,
+                        parent=0x10000 | queue, limit=_QUEUE_LENGTH)  # fmt: skip

@@ -1,0 +1,158 @@
+"""Sessions in the maps: installed, looked at, retired."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import platform
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from ebpfvpn.datapath import SessionState
+from ebpfvpn.kernel import layout
+from ebpfvpn.kernel.layout import number
+from ebpfvpn.kernel.objects import Object
+from ebpfvpn.keypair import Keypair
+from ebpfvpn.wire import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
+
+NANOSECONDS = 1_000_000_000
+_EMPTY_WINDOW = bytes(layout.Window())
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
+_MEMBARRIER_CMD_GLOBAL = 1
+_LONGER_THAN_A_PACKET = 0.1  # seconds
+
+
+class Sessions:
+    """Of one tunnel, by local index."""
+
+    def __init__(self, loaded: Object) -> None:
+        self._maps = loaded.maps
+        self._set_peer = loaded.programs["set_peer"]
+        self._wipe_keys = loaded.programs["wipe_keys"]
+        self._peers: dict[int, int] = {}
+        self._retired: list[int] = []
+        self._lock = threading.Lock()
+        self._wiper = ThreadPoolExecutor(1, "wipe-keys")
+
+    def install(self, peer: int, keypair: Keypair, *, confirmed: bool) -> None:
+        """See Datapath.install. The peer is in the map."""
+        key = number(keypair.local_index)
+        expires = int((keypair.created + REJECT_AFTER_TIME) * NANOSECONDS)
+        session = layout.Session(
+            peer=peer,
+            remote_index=keypair.remote_index,
+            created=int(keypair.created * NANOSECONDS),
+            expires=expires,
+            send_limit=REJECT_AFTER_MESSAGES,
+            initiator=keypair.initiator,
+        )
+        # The session last: without it nothing looks at the others.
+        self._maps["windows"].update(key, _EMPTY_WINDOW)
+        self._maps["keys"].update(key, keypair.send_key + keypair.receive_key)
+        self._maps["sessions"].update(key, bytes(session))
+        self._peers[keypair.local_index] = peer
+        if confirmed:
+            self.point(peer, current=keypair.local_index, expires=expires)
+        else:
+            self.point(peer, next=keypair.local_index)
+
+    def point(
+        self, peer: int, *, current: int | None = None, next: int | None = None, expires: int = 0
+    ) -> None:
+        """Says which sessions the peer uses, without touching its counters."""
+        to = layout.SetPeer(peer=peer, expires=expires)
+        if current is not None:
+            to.fields |= layout.SET_CURRENT
+            to.current = current
+        if next is not None:
+            to.fields |= layout.SET_NEXT
+            to.next = next
+        self._set_peer.syscall(to)
+
+    def of_peer(self, peer: int) -> list[int]:
+        return [index for index, owner in self._peers.items() if owner == peer]
+
+    def retire(self, local_index: int) -> None:
+        """See Datapath.retire. The keys are overwritten a moment later, in a thread."""
+        peer = self._peers.pop(local_index, None)
+        if peer is None:
+            return
+        # Not found by any packet from now on, so no packet moves it from next to current.
+        self._maps["sessions"].delete(number(local_index))
+        entry = self._maps["peers"].lookup(number(peer))
+        if entry is not None:
+            pointers = layout.Peer.from_buffer_copy(entry)
+            if pointers.current == local_index:
+                self.point(peer, current=0)
+            if pointers.next == local_index:
+                self.point(peer, next=0)
+        with self._lock:
+            self._retired.append(local_index)
+        self._wiper.submit(self._wipe_retired)
+
+    def _wipe_retired(self) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+        if not retired:
+            return
+        # A program that found the session before may be reading the keys: sealing with half of
+        # them zero would tell the packet to everybody.
+        await_programs()
+        for index in retired:
+            self._wipe_keys.syscall(layout.WipeKeys(index))
+            self._maps["keys"].delete(number(index))
+            self._maps["windows"].delete(number(index))
+
+    def states(self) -> list[SessionState]:
+        found = []
+        for key, value in self._maps["sessions"].items():
+            session = layout.Session.from_buffer_copy(value)
+            found.append(
+                SessionState(
+                    local_index=layout.from_number(key),
+                    remote_index=session.remote_index,
+                    peer=session.peer,
+                    created=session.created / NANOSECONDS,
+                    initiator=bool(session.initiator),
+                    send_counter=session.send_counter,
+                    receive_highest=session.receive_highest,
+                )
+            )
+        return found
+
+    def close(self) -> None:
+        """Retires all and waits until their keys are overwritten."""
+        for index in list(self._peers):
+            self.retire(index)
+        self._wiper.shutdown()
+
+
+def wipe_leftover(loaded: Object) -> None:
+    """Overwrites the keys that a dead daemon left pinned. Its programs are detached."""
+    if "keys" not in loaded.maps or "wipe_keys" not in loaded.programs:
+        return
+    await_programs()
+    for key in [*loaded.maps["keys"].keys()]:
+        which = layout.WipeKeys(layout.from_number(key))
+        loaded.programs["wipe_keys"].syscall(which)
+        loaded.maps["keys"].delete(key)
+
+
+def await_programs() -> None:
+    """Returns when every BPF program that runs now has ended (RCU: some milliseconds)."""
+    with contextlib.suppress(OSError):
+        _membarrier()
+        return
+    time.sleep(_LONGER_THAN_A_PACKET)
+
+
+def _membarrier() -> None:
+    """Linux waits for an RCU grace period here; not where CPUs run without a tick (EINVAL)."""
+    call = _MEMBARRIER.get(platform.machine())
+    if call is None:
+        raise OSError(errno.ENOSYS, "membarrier")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(call, _MEMBARRIER_CMD_GLOBAL, 0) != 0:
+        raise OSError(ctypes.get_errno(), "membarrier")

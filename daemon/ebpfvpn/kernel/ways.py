@@ -1,0 +1,180 @@
+"""Ways to endpoints: the map `routes`, and the devices that are attached for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel import attach, layout
+from ebpfvpn.kernel.attach import Attachment, AttachMode, Tunnel
+from ebpfvpn.kernel.features import takes_redirect
+from ebpfvpn.kernel.layout import number, octets, pack_address, unpack_address
+from ebpfvpn.kernel.map import BPF_F_LOCK
+from ebpfvpn.kernel.objects import Object
+from ebpfvpn.kernel.underlay import Way, resolve
+from ebpfvpn.netlink import Link, Netlink
+
+_HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
+"""IP, UDP, header and tag of a message."""
+_PADDING = 16
+
+
+class Ways:
+    """Of one tunnel. Endpoints are kept in their map alone, where packets move them."""
+
+    def __init__(
+        self, loaded: Object, netlink: Netlink, tunnel: Tunnel, mtu: int, fwmark: int,
+        mode: AttachMode,
+    ) -> None:  # fmt: skip
+        self._endpoints = loaded.maps["endpoints"]
+        self._routes = loaded.maps["routes"]
+        self._set_peer = loaded.programs["set_peer"]
+        self._netlink = netlink
+        self._tunnel = tunnel
+        self._mtu = mtu
+        self._fwmark = fwmark
+        self._mode: AttachMode = mode
+        self._links: dict[int, Link] = {}
+        self._keys: dict[int, bytes] = {}
+        self._users: Counter[bytes] = Counter()
+        self._chosen: dict[int, bytes] = {}
+        """By peer: our address where the kernel chose it, so that it may choose again."""
+        self.attachments: dict[int, Attachment] = {}
+
+    def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
+        self._write(peer, endpoint)
+        self._chosen.pop(peer, None)
+        self._find_links()
+        self._resolve(peer)
+
+    def endpoint(self, peer: int) -> Endpoint | None:
+        raw = self._endpoints.lookup(number(peer), BPF_F_LOCK)
+        if raw is None:
+            return None
+        entry = layout.Endpoint.from_buffer_copy(raw)
+        address = unpack_address(bytes(entry.remote))
+        if not entry.remote_port or address is None:
+            return None
+        local = bytes(entry.local)
+        chosen = local == self._chosen.get(peer)
+        return Endpoint(
+            address, entry.remote_port, None if chosen else unpack_address(local), entry.ifindex
+        )
+
+    def forget(self, peer: int) -> None:
+        """The peer is removed."""
+        self._endpoints.delete(number(peer))
+        self._chosen.pop(peer, None)
+        self._use(peer, None)
+
+    def roamed(self, peers: set[int]) -> None:
+        """Packets moved these peers' endpoints."""
+        self._find_links()
+        for peer in peers:
+            self._chosen.pop(peer, None)  # the peer chose
+            self._resolve(peer)
+
+    def network_changed(self) -> None:
+        """Resolves everything again, and asks devices again what they can do."""
+        self._find_links()
+        for ifindex, attachment in list(self.attachments.items()):
+            link = self._links.get(ifindex)
+            if link is None:
+                attach.detach(self._netlink, self._tunnel, ifindex)
+                del self.attachments[ifindex]
+            elif attachment.open == "native":
+                self.attachments[ifindex] = Attachment(
+                    ifindex, link.name, "native", attachment.reason, takes_redirect(link)
+                )
+        for key in self._endpoints.keys():  # noqa: SIM118
+            self._resolve(layout.from_number(key))
+
+    def close(self) -> None:
+        while self.attachments:
+            ifindex, _ = self.attachments.popitem()
+            attach.detach(self._netlink, self._tunnel, ifindex)
+
+    def _find_links(self) -> None:
+        self._links = {link.ifindex: link for link in self._netlink.links()}
+
+    def _write(self, peer: int, endpoint: Endpoint) -> None:
+        entry = layout.Endpoint(
+            ifindex=endpoint.ifindex,
+            remote=octets(pack_address(endpoint.address)),
+            local=octets(pack_address(endpoint.local)),
+            remote_port=endpoint.port,
+        )
+        key = number(peer)
+        # With the lock it is written whole; a new entry has no lock to take.
+        flags = BPF_F_LOCK if self._endpoints.lookup(key, BPF_F_LOCK) is not None else 0
+        self._endpoints.update(key, bytes(entry), flags)
+
+    def _resolve(self, peer: int) -> None:
+        endpoint = self.endpoint(peer)
+        if endpoint is None:
+            return
+        way = self._way(endpoint, endpoint.local)
+        if way is None and endpoint.local is not None:
+            # Our address is gone, or does not lead there any more: the kernel chooses anew.
+            way = self._way(endpoint, None)
+            endpoint = Endpoint(endpoint.address, endpoint.port, None, endpoint.ifindex)
+        if way is None:
+            self._use(peer, None)
+            return
+        local = endpoint.local or way.source
+        if endpoint.local is None:
+            self._chosen[peer] = pack_address(local)
+            chosen = Endpoint(endpoint.address, endpoint.port, local, endpoint.ifindex)
+            self._write(peer, chosen)
+        for ifindex in (way.link.ifindex, endpoint.ifindex):
+            self._attach(ifindex)
+        key = pack_address(endpoint.address) + pack_address(local)
+        self._routes.update(key, self._entry(way))
+        self._use(peer, key)
+        self._limit(peer, endpoint, way)
+
+    def _way(self, endpoint: Endpoint, local: layout.Address | None) -> Way | None:
+        return resolve(
+            self._netlink, self._links, endpoint.address, local,
+            ifindex=endpoint.ifindex, fwmark=self._fwmark,
+        )  # fmt: skip
+
+    def _attach(self, ifindex: int) -> None:
+        link = self._links.get(ifindex)
+        if link is not None and ifindex not in self.attachments:
+            self.attachments[ifindex] = attach.attach(self._netlink, self._tunnel, link, self._mode)
+
+    def _entry(self, way: Way) -> bytes:
+        attachment = self.attachments[way.link.ifindex]
+        route = layout.Route(
+            ifindex=way.link.ifindex,
+            mtu=way.mtu,
+            source_mac=octets(way.link.mac or bytes(6)),
+            gateway=octets(pack_address(way.gateway)),
+        )
+        if way.neighbour is not None:
+            route.flags |= layout.ROUTE_NEIGHBOUR
+            route.destination_mac = octets(way.neighbour)
+        if attachment.redirect:
+            route.flags |= layout.ROUTE_XDP
+        return bytes(route)
+
+    def _use(self, peer: int, key: bytes | None) -> None:
+        """Counts who uses which entry of `routes`; what nobody uses goes."""
+        old = self._keys.pop(peer, None)
+        if key is not None:
+            self._keys[peer] = key
+            self._users[key] += 1
+        if old is not None:
+            self._users[old] -= 1
+            if not self._users[old]:
+                del self._users[old]
+                self._routes.delete(old)
+
+    def _limit(self, peer: int, endpoint: Endpoint, way: Way) -> None:
+        """The longest inner packet; padding makes it longer, but not than the TUN's MTU."""
+        room = max(way.mtu - _HEADERS[endpoint.address.version], 0)
+        longest = 0 if room >= self._mtu else room // _PADDING * _PADDING
+        self._set_peer.syscall(
+            layout.SetPeer(peer=peer, fields=layout.SET_MAX_INNER, max_inner=longest)
+        )

@@ -1,0 +1,269 @@
+"""Links, addresses, routes and neighbours, through pyroute2; and what changes about them.
+
+pyroute2's IPRoute cannot be used inside a running asyncio loop, so a thread of its own holds it.
+The thread, and with it every request, stays in the network namespace in which it was started. (A
+process that forks starts it afterwards.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from pathlib import Path
+from typing import Any, Literal
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ebpfvpn.genetlink import messages, subscribe, subscribe_features
+
+Network = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
+Table = Literal["auto", "off"] | int
+
+MAIN_TABLE = 254
+_FIRST_FREE_TABLE = 51820  # wg-quick's
+_ARPHRD_ETHER = 1
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device."""
+
+    ifindex: int
+    name: str
+    mtu: int
+    mac: bytes | None
+    """None: no Ethernet device, or loopback."""
+    loopback: bool
+    up: bool
+    alias: str
+
+
+class Netlink:
+    """Requests to the kernel; OSError says which errno and why."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "netlink")
+        self._ip = self._thread.submit(IPRoute).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._ip.close).result()
+        self._thread.shutdown()
+
+    def request(self, method: str, *arguments: Any, **options: Any) -> list[Any]:
+        """A method of IPRoute: `request("route", "get", dst="192.0.2.1")`."""
+
+        def run() -> list[Any]:
+            answer = getattr(self._ip, method)(*arguments, **options)
+            return list(answer or ())
+
+        try:
+            return self._thread.submit(run).result()
+        except NetlinkError as error:
+            reason = error.args[1] if len(error.args) > 1 else ""
+            raise OSError(error.code, str(reason) or os.strerror(error.code)) from None
+
+    def links(self) -> list[Link]:
+        return [_link(message) for message in self.request("get_links")]
+
+    def link(self, ifindex: int) -> Link | None:
+        """None: there is no such device."""
+        try:
+            return _link(self.request("link", "get", index=ifindex)[0])
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):
+                raise
+            return None
+
+    def delete_link(self, ifindex: int) -> None:
+        """Nothing happens if it is gone."""
+        with _ignoring(errno.ENODEV, errno.EINVAL):
+            self.request("link", "del", index=ifindex)
+
+    def set_mtu(self, ifindex: int, mtu: int) -> None:
+        self.request("link", "set", index=ifindex, mtu=mtu)
+
+    def set_up(self, ifindex: int) -> None:
+        self.request("link", "set", index=ifindex, state="up")
+
+    def add_address(self, ifindex: int, interface: Interface) -> None:
+        self.request("addr", "add", index=ifindex, address=str(interface.ip),
+                     prefixlen=interface.network.prefixlen)  # fmt: skip
+
+    def add_route(self, network: Network, ifindex: int, table: int = MAIN_TABLE) -> None:
+        """One that is there already, to the same device, is left."""
+        with _ignoring(errno.EEXIST):
+            self.request("route", "add", dst=str(network), oif=ifindex, table=table,
+                         family=_family(network), scope=_scope(network))  # fmt: skip
+
+
+def _link(message: Any) -> Link:
+    ethernet = message["ifi_type"] == _ARPHRD_ETHER
+    mac = message.get_attr("IFLA_ADDRESS")
+    return Link(
+        ifindex=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        mtu=message.get_attr("IFLA_MTU"),
+        mac=bytes.fromhex(mac.replace(":", "")) if ethernet and mac else None,
+        loopback=bool(message["flags"] & 8),
+        up=bool(message["flags"] & 1),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+    )
+
+
+def _ignoring(*codes: int) -> _Ignoring:
+    return _Ignoring(codes)
+
+
+class _Ignoring(contextlib.AbstractContextManager[None]):
+    def __init__(self, codes: tuple[int, ...]) -> None:
+        self._codes = codes
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> bool:
+        return isinstance(error, OSError) and error.errno in self._codes
+
+
+def _family(network: Network) -> int:
+    return socket.AF_INET if network.version == 4 else socket.AF_INET6
+
+
+def _scope(network: Network) -> int:
+    return 253 if network.version == 4 else 0  # link; IPv6 has no scopes
+
+
+class AllowedIpRoutes:
+    """Routes to allowed-ips through the tunnel, as wg-quick makes them.
+
+    With Table "auto" they are in the main table, except a default route: that one is in a table of
+    its own, which rules make everything use that does not bear the tunnel's own mark (its number),
+    while more specific routes of the main table still hold.
+    """
+
+    def __init__(self, netlink: Netlink, ifindex: int, table: Table) -> None:
+        self._netlink = netlink
+        self._ifindex = ifindex
+        self._table = table
+        self._rules: list[dict[str, object]] = []
+
+    def fwmark_needed(self, networks: Iterable[Network]) -> bool:
+        """Whether `add` needs a mark: there is a default route, and Table is "auto"."""
+        return self._table == "auto" and any(n.prefixlen == 0 for n in networks)
+
+    def add(self, networks: Iterable[Network], fwmark: int) -> None:
+        """`fwmark` is what the tunnel's own packets bear; see `free_table`. OSError; `remove`
+        undoes what was done."""
+        if self._table == "off":
+            return
+        # The longest first, as wg-quick: the default route last.
+        for network in sorted(set(networks), key=lambda n: -n.prefixlen):
+            if self._table != "auto":
+                self._netlink.add_route(network, self._ifindex, int(self._table))
+            elif network.prefixlen == 0:
+                self._add_default(network, fwmark)
+            else:
+                self._netlink.add_route(network, self._ifindex)
+
+    def _add_default(self, network: Network, fwmark: int) -> None:
+        if not fwmark:
+            raise OSError(errno.EINVAL, "a default route needs a FwMark")
+        family = _family(network)
+        self._netlink.add_route(network, self._ifindex, fwmark)
+        # Each rule goes before the ones that are there, so the second is asked first.
+        self._add_rule(family=family, table=fwmark, fwmark=fwmark, flags=2)  # FIB_RULE_INVERT
+        self._add_rule(family=family, table=MAIN_TABLE, FRA_SUPPRESS_PREFIXLEN=0)
+        if family == socket.AF_INET:
+            # Else strict reverse path filtering drops the answers to marked packets.
+            Path("/proc/sys/net/ipv4/conf/all/src_valid_mark").write_text("1\n")
+
+    def _add_rule(self, **rule: object) -> None:
+        self._netlink.request("rule", "add", **rule)
+        self._rules.append(rule)
+
+    def remove(self) -> None:
+        """Removes the rules; the routes go with the device."""
+        while self._rules:
+            with _ignoring(errno.ENOENT):
+                self._netlink.request("rule", "del", **self._rules.pop())
+
+
+def free_table(netlink: Netlink) -> int:
+    """The first routing table from 51820 on that is empty: a mark and table for default routes
+    where none is configured."""
+    used = {
+        message.get_attr("RTA_TABLE") or message["table"]
+        for family in _FAMILIES
+        for message in netlink.request("get_routes", family=family)
+    }
+    table = _FIRST_FREE_TABLE
+    while table in used:
+        table += 1
+    return table
+
+
+_RTM_KINDS = {
+    **dict.fromkeys((16, 17), "link"),
+    **dict.fromkeys((20, 21), "address"),
+    **dict.fromkeys((24, 25), "route"),
+    **dict.fromkeys((28, 29), "neighbour"),
+    **dict.fromkeys((32, 33), "rule"),
+}
+_RTNL_GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)  # link, neigh, v4 addr, route, rule, v6 addr, route, rule
+
+
+class Monitor:
+    """Tells that something about the network changed, in the namespace of the thread that made
+    it."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._route = subscribe(socket.NETLINK_ROUTE, _RTNL_GROUPS)
+        self._poll.register(self._route, select.EPOLLIN)
+        self._features: socket.socket | None = None
+        # Kernels before 6.3 do not have it.
+        with contextlib.suppress(OSError):
+            self._features = subscribe_features()
+            self._poll.register(self._features, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._poll.fileno()
+
+    def read(self) -> set[str]:
+        """What changed since the last call: "link", "address", "route", "neighbour", "rule",
+        "features" (what a device's XDP can do)."""
+        changed: set[str] = set()
+        for data in _datagrams(self._route):
+            if data is None:  # some were lost
+                changed.update(_RTM_KINDS.values())
+                continue
+            changed.update(_RTM_KINDS[kind] for kind, _ in messages(data) if kind in _RTM_KINDS)
+        if self._features is not None and any(True for _ in _datagrams(self._features)):
+            changed.add("features")
+        return changed
+
+    def close(self) -> None:
+        self._poll.close()
+        self._route.close()
+        if self._features is not None:
+            self._features.close()
+
+
+def _datagrams(sock: socket.socket) -> Iterable[bytes | None]:
+    """What waits; None where the kernel says that some were lost."""
+    while True:
+        try:
+            yield sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield None

@@ -1,0 +1,149 @@
+"""The status of a running interface: what the daemon reports, and its text for people.
+
+The text follows `wg show`. Secrets are never part of a status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypedDict
+
+
+class DeviceStatus(TypedDict):
+    name: str
+    open: str
+    """How `open` is attached: native, generic or tc."""
+    seal: str
+    """How sealed packets leave: xdp or tc."""
+    reason: str
+    """Why so."""
+
+
+class DatapathStatus(TypedDict):
+    path: str
+    """"kernel"."""
+    devices: list[DeviceStatus]
+    pins: str
+    """Directory of the pinned maps and programs."""
+
+
+class SessionStatus(TypedDict):
+    local_index: int
+    role: Literal["initiator", "responder"]
+    state: Literal["previous", "current", "next"]
+    age: float
+    """Seconds."""
+    send_counter: int
+
+
+class PeerStatus(TypedDict):
+    public_key: str
+    """Base64."""
+    endpoint: str | None
+    allowed_ips: list[str]
+    latest_handshake: int | None
+    """Seconds since 1970; None: never."""
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    persistent_keepalive: int
+    """Seconds; 0: off."""
+    sessions: list[SessionStatus]
+
+
+class Status(TypedDict):
+    interface: str
+    public_key: str
+    """Base64."""
+    listen_port: int
+    fwmark: int
+    """0: off."""
+    mtu: int
+    pid: int
+    datapath: DatapathStatus
+    peers: list[PeerStatus]
+    drops: dict[str, int]
+    """Packets by reason, of the datapath."""
+    refused: dict[str, int]
+    """Handshake messages by reason, of the protocol."""
+    daemon: dict[str, int]
+    """Other counters of the daemon."""
+
+
+def text(status: Status, now: float) -> str:
+    """For people; `now` is seconds since 1970. Ends with a newline."""
+    lines = [*_interface(status)]
+    for peer in status["peers"]:
+        lines += ["", *_peer(peer, now)]
+    for title in ("drops", "refused", "daemon"):
+        counters: Mapping[str, int] = status[title]
+        shown = {name: count for name, count in counters.items() if count}
+        if shown:
+            lines += ["", f"{title}:"]
+            lines += [f"  {name.replace('_', ' ')}: {count}" for name, count in shown.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _interface(status: Status) -> Iterator[str]:
+    datapath = status["datapath"]
+    yield f"interface: {status['interface']}"
+    yield f"  public key: {status['public_key']}"
+    yield f"  listening port: {status['listen_port']}"
+    if status["fwmark"]:
+        yield f"  fwmark: {status['fwmark']:#x}"
+    yield f"  mtu: {status['mtu']}"
+    yield f"  path: {datapath['path']} (process {status['pid']})"
+    for device in datapath["devices"]:
+        modes = f"open {device['open']}, seal {device['seal']}"
+        yield f"    {device['name']}: {modes} ({device['reason']})"
+    yield f"  maps: {datapath['pins']}"
+
+
+def _peer(peer: PeerStatus, now: float) -> Iterator[str]:
+    yield f"peer: {peer['public_key']}"
+    if peer["endpoint"]:
+        yield f"  endpoint: {peer['endpoint']}"
+    yield f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}"
+    if peer["latest_handshake"] is not None:
+        yield f"  latest handshake: {_ago(int(now) - peer['latest_handshake'])}"
+    if peer["rx_bytes"] or peer["tx_bytes"]:
+        received = f"{_size(peer['rx_bytes'])} received ({peer['rx_packets']} packets)"
+        sent = f"{_size(peer['tx_bytes'])} sent ({peer['tx_packets']} packets)"
+        yield f"  transfer: {received}, {sent}"
+    if peer["persistent_keepalive"]:
+        yield f"  persistent keepalive: every {_duration(peer['persistent_keepalive'])}"
+    for session in peer["sessions"]:
+        yield (
+            f"  {session['state']} session: {session['local_index']}, {session['role']}, "
+            f"{_duration(int(session['age']))} old, next counter {session['send_counter']}"
+        )
+
+
+def _ago(seconds: int) -> str:
+    if seconds < 0:
+        return "in the future: the system clock was set back"
+    return "now" if seconds == 0 else f"{_duration(seconds)} ago"
+
+
+def _duration(seconds: int) -> str:
+    """As `wg show`: every unit that is not zero, "1 minute, 3 seconds"."""
+    parts = []
+    for unit, length in (("year", 31536000), ("day", 86400), ("hour", 3600), ("minute", 60)):
+        count, seconds = divmod(seconds, length)
+        if count:
+            parts.append(f"{count} {unit}{'s' if count > 1 else ''}")
+    if seconds or not parts:
+        parts.append(f"{seconds} second{'' if seconds == 1 else 's'}")
+    return ", ".join(parts)
+
+
+def _size(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.2f} {unit}"
+    return f"{size / 1024:.2f} TiB"

@@ -1,0 +1,160 @@
+"""The tunnel's UDP sockets: handshake messages, and data messages the datapath had to leave."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.errors import OperatorError
+
+_MAX_MESSAGE = 65535
+_BATCH = 64
+_PORT_TRIES = 50
+
+_IP_PKTINFO = 8
+_IP_RECVTOS = 13
+_IP_TOS = 1
+_IN_PKTINFO = struct.Struct("=I4s4s")  # ifindex, our address of the packet, its destination
+_IN6_PKTINFO = struct.Struct("=16sI")
+# Explicit congestion notification and class of handshakes, as Linux' WireGuard: AF41.
+_HANDSHAKE_TOS = 0x88
+
+
+class UdpSockets:
+    """One for IPv4 and, where the machine has it, one for IPv6, on the same port."""
+
+    def __init__(self, port: int, fwmark: int) -> None:
+        """`port` 0: the kernel chooses one that is free for both. OperatorError."""
+        for attempt in range(_PORT_TRIES):
+            try:
+                self._open(port, fwmark)
+            except OSError as error:
+                self.close()
+                if error.errno == errno.EADDRINUSE and port == 0 and attempt + 1 < _PORT_TRIES:
+                    continue
+                raise OperatorError(_refusal(port, error)) from error
+            return
+
+    def _open(self, port: int, fwmark: int) -> None:
+        self.sockets: list[socket.socket] = []
+        self.port = port
+        for family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            except OSError as error:
+                if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
+                    continue
+                raise
+            self.sockets.append(sock)
+            if fwmark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            if family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_TOS, _HANDSHAKE_TOS)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _HANDSHAKE_TOS)
+            try:
+                sock.bind(("", self.port))
+            except OSError as error:
+                # IPv6 is compiled in, but switched off.
+                if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
+                    self.sockets.remove(sock)
+                    sock.close()
+                    continue
+                raise
+            self.port = sock.getsockname()[1]
+
+    def receive(self, sock: socket.socket) -> Iterator[tuple[bytes, Endpoint, int]]:
+        """Messages that wait on one of `sockets`, a batch at most: data, where it came from and
+        to, its TOS or traffic class."""
+        for _ in range(_BATCH):
+            try:
+                data, control, _, source = sock.recvmsg(_MAX_MESSAGE, 256)
+            except OSError as error:
+                # Other errors tell of an earlier packet of ours (ICMP); there may be more.
+                if error.errno in (errno.EAGAIN, errno.EBADF):
+                    return
+                continue
+            if sock.family == socket.AF_INET:
+                yield data, *_origin4(source, control)
+            else:
+                yield data, *_origin6(source, control)
+
+    def send(self, data: bytes, to: Endpoint) -> bool:
+        """From `to.local`, if that is still ours. False: the kernel refused."""
+        family = socket.AF_INET if to.address.version == 4 else socket.AF_INET6
+        for sock in self.sockets:
+            if sock.family == family:
+                return _send(sock, data, to, _pktinfo(to)) or (
+                    to.local is not None and _send(sock, data, to, [])
+                )
+        return False
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+
+def _refusal(port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"UDP port {port} is in use; choose another ListenPort"
+    return f"cannot open UDP port {port}: {error.strerror}"
+
+
+def _origin4(
+    source: tuple[str, int], control: list[tuple[int, int, bytes]]
+) -> tuple[Endpoint, int]:
+    local, ifindex, tos = None, 0, 0
+    for level, kind, data in control:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            ifindex, _, destination = _IN_PKTINFO.unpack(data[: _IN_PKTINFO.size])
+            local = IPv4Address(destination)
+        elif (level, kind) == (socket.IPPROTO_IP, _IP_TOS):
+            tos = data[0]
+    return Endpoint(IPv4Address(source[0]), source[1], local, ifindex), tos
+
+
+def _origin6(
+    source: tuple[str, int, int, int], control: list[tuple[int, int, bytes]]
+) -> tuple[Endpoint, int]:
+    local, ifindex, tos = None, 0, 0
+    for level, kind, data in control:
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            destination, ifindex = _IN6_PKTINFO.unpack(data[: _IN6_PKTINFO.size])
+            local = IPv6Address(destination)
+        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_TCLASS):
+            tos = data[0]
+    address = IPv6Address(source[0].partition("%")[0])
+    return Endpoint(address, source[1], local, ifindex), tos
+
+
+def _pktinfo(to: Endpoint) -> list[tuple[int, int, bytes]]:
+    if isinstance(to.local, IPv4Address):
+        info = _IN_PKTINFO.pack(0, to.local.packed, bytes(4))
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, info)]
+    if isinstance(to.local, IPv6Address):
+        ifindex = to.ifindex if to.local.is_link_local else 0
+        info = _IN6_PKTINFO.pack(to.local.packed, ifindex)
+        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)]
+    return []
+
+
+def _send(
+    sock: socket.socket, data: bytes, to: Endpoint, control: list[tuple[int, int, bytes]]
+) -> bool:
+    address: tuple[str, int] | tuple[str, int, int, int] = (str(to.address), to.port)
+    if to.address.is_link_local and to.address.version == 6:
+        address = (*address[:2], 0, to.ifindex)
+    try:
+        sock.sendmsg([data], control, 0, address)
+    except OSError:
+        return False
+    return True

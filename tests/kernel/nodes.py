@@ -1,0 +1,114 @@
+"""Two nodes with kernel datapaths and keypairs made by hand, in two namespaces: no daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+
+from netns import Namespace, address, namespace, veth
+
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel.attach import AttachMode
+from ebpfvpn.kernel.datapath import KernelDatapath
+from ebpfvpn.keypair import Keypair
+from ebpfvpn.netlink import Netlink
+from ebpfvpn.tun import Tun
+
+PORT = 51820
+PEER = 1
+INNER = ("10.66.0.1/24", "10.66.0.2/24")
+INNER6 = ("fd66::1/64", "fd66::2/64")
+OUTER = ("192.0.2.1/24", "192.0.2.2/24")
+OUTER6 = ("fd00::1/64", "fd00::2/64")
+
+
+@dataclass(slots=True)
+class Node:
+    ns: Namespace
+    name: str
+    tun: Tun
+    netlink: Netlink
+    datapath: KernelDatapath
+
+    def call(self, function: Callable[[], object]) -> None:
+        self.ns.call(function)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Returns when it holds; fails the test when it does not within the time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def node(
+    ns: Namespace, *, mtu: int = 1420, port: int = PORT, mode: AttachMode = "auto",
+    addresses: tuple[str, ...] = (), name: str = "",
+) -> Iterator[Node]:  # fmt: skip
+    """One node in a namespace: a TUN with addresses and a datapath."""
+    name = name or f"kt{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as undo:
+        tun = ns.call(Tun, name)
+        undo.callback(tun.close)
+        netlink = ns.call(Netlink)
+        undo.callback(netlink.close)
+        netlink.set_mtu(tun.ifindex, mtu)
+        ns.run("sysctl", "-qw", f"net.ipv6.conf.{name}.addr_gen_mode=1")
+        netlink.set_up(tun.ifindex)
+        for each in addresses:
+            interface: IPv4Interface | IPv6Interface = ip_interface(each)
+            netlink.add_address(tun.ifindex, interface)
+        datapath = ns.call(
+            lambda: KernelDatapath(
+                name,
+                tun_ifindex=tun.ifindex,
+                listen_port=port,
+                mtu=mtu,
+                fwmark=0,
+                attach_mode=mode,
+            )
+        )
+        undo.callback(ns.call, datapath.close)
+        yield Node(ns, name, tun, netlink, datapath)
+
+
+def introduce(one: Node, other: Node, outer: tuple[str, str] = OUTER, port: int = PORT) -> None:
+    """Gives both a session with each other, installed as after a handshake that `one` began."""
+    keys = secrets.token_bytes(32), secrets.token_bytes(32)
+    indices = secrets.randbelow(2**31) + 1, secrets.randbelow(2**31) + 1
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    for i, here in enumerate((one, other)):
+        datapath = here.datapath
+        datapath.add_peer(PEER, secrets.token_bytes(32))
+        networks = [ip_interface(inner[1 - i]).network for inner in (INNER, INNER6)]
+        datapath.set_allowed_ips(PEER, networks)
+        remote = ip_address(outer[1 - i].split("/")[0])
+        here.ns.call(datapath.set_endpoint, PEER, Endpoint(remote, port))
+        keypair = Keypair(indices[i], indices[1 - i], keys[i], keys[1 - i], i == 0, now)
+        datapath.install(PEER, keypair, confirmed=True)
+        datapath.set_usable(PEER, True)
+
+
+@contextlib.contextmanager
+def two_nodes(
+    *, mtu: int = 1420, mode: AttachMode = "auto", outer: tuple[str, str] = OUTER
+) -> Iterator[tuple[Node, Node]]:
+    """Two nodes over one underlay, each with a session with the other."""
+    with namespace() as a, namespace() as b:
+        veth(a, b)
+        for i, ns in enumerate((a, b)):
+            address(ns, "under0", OUTER[i], OUTER6[i])
+        with (
+            node(a, mtu=mtu, mode=mode, addresses=(INNER[0], INNER6[0])) as one,
+            node(b, mtu=mtu, mode=mode, addresses=(INNER[1], INNER6[1])) as other,
+        ):
+            introduce(one, other, outer)
+            for each in (one, other):
+                each.ns.call(each.datapath.network_changed)
+            yield one, other

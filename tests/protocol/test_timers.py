@@ -1,0 +1,313 @@
+"""What time does to two devices: keepalives, rekeys, expiry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ebpfvpn import actions, wire
+from ebpfvpn.endpoint import Endpoint
+from protocol.harness import POLL, START, Network, Node, pair
+
+
+def established(**options: object) -> tuple[Network, Node, Node]:
+    """Alice initiated, at START; both have spoken."""
+    network, alice, bob = pair(**options)
+    alice.send(b"hello")
+    network.run(0.1)
+    bob.send(b"hello")
+    network.run(0.9)
+    return network, alice, bob
+
+
+def keep_talking(network: Network, seconds: float, *talkers: Node, every: float = 1.0) -> None:
+    for _ in range(round(seconds / every)):
+        for node in talkers:
+            node.send(b"data")
+        network.run(every)
+
+
+def test_idle_devices_sleep() -> None:
+    network, alice, bob = established()
+    network.run(60)
+    sent = network.sent
+    network.run(100)
+    assert network.sent == sent
+    assert alice.initiations() + bob.initiations() == 1
+
+
+def test_data_without_an_answer_gets_a_keepalive_after_ten_seconds() -> None:
+    network, alice, bob = established()
+    network.run(20)
+    before = len(bob.took(actions.Keepalive))
+    alice.send(b"data")
+    network.run(9.9)
+    assert len(bob.took(actions.Keepalive)) == before
+    network.run(0.2)
+    assert len(bob.took(actions.Keepalive)) == before + 1
+    network.run(100)
+    assert len(bob.took(actions.Keepalive)) == before + 1
+    assert alice.initiations() == 1
+
+
+def test_data_with_an_answer_gets_no_keepalive() -> None:
+    network, alice, bob = established()
+    network.run(20)
+    alice.done.clear()
+    bob.done.clear()
+    keep_talking(network, 40, alice, bob)
+    assert not alice.took(actions.Keepalive)
+    assert not bob.took(actions.Keepalive)
+
+
+def test_keepalives_are_not_answered() -> None:
+    network, alice, bob = established()
+    network.run(30)
+    alice.done.clear()
+    bob.done.clear()
+    alice._seal(1, b"")
+    network.run(60)
+    assert alice.done == bob.done == []
+
+
+@pytest.mark.parametrize("talker", ["initiator", "responder"])
+def test_silence_makes_either_role_shake_hands_anew_after_fifteen_seconds(talker: str) -> None:
+    network, alice, bob = established()
+    network.run(30)
+    node = alice if talker == "initiator" else bob
+    before = node.initiations()
+    network.lost = lambda data, source: data[0] == wire.Data.TYPE
+    node.send(b"data")
+    network.run(14.9)
+    assert node.initiations() == before
+    network.run(1)
+    assert node.initiations() == before + 1
+
+
+def test_silence_is_noticed_as_long_as_data_is_sent() -> None:
+    network, alice, bob = established()
+    network.lost = lambda data, source: True
+    keep_talking(network, 400, alice)
+    assert 400 / 5.334 - 4 <= alice.initiations() <= 400 / 5
+    assert not alice.took(actions.GaveUp)
+    network.lost = lambda data, source: False
+    network.run(6)
+    assert alice.current()
+    assert bob.current()
+
+
+def test_a_handshake_message_counts_as_an_answer() -> None:
+    network, alice, bob = established()
+    network.run(30)
+    network.lost = lambda data, source: data[0] == wire.Data.TYPE
+    alice.send(b"data")
+    network.run(14)
+    bob.device._start_handshake(bob.device._peers[1], network.now)
+    bob.act()
+    network.run(14.5)
+    assert alice.initiations() == 1
+
+
+@pytest.mark.parametrize("interval", [1, 25])
+def test_persistent_keepalive_starts_by_itself_and_keeps_the_interval(interval: int) -> None:
+    network = Network()
+    alice, bob = Node(network, 1), Node(network, 2)
+    alice.add(bob, persistent_keepalive=interval)
+    bob.add(alice)
+    assert alice.device.next_deadline() is not None
+    network.run(1)
+    assert bob.current()
+    alice.done.clear()
+    network.run(100)
+    expected = 100 / interval
+    assert expected - 2 <= len(alice.took(actions.Keepalive)) <= expected + 1
+
+
+def test_persistent_keepalive_waits_while_there_is_traffic() -> None:
+    network, alice, bob = established(persistent_keepalive=25)
+    alice.done.clear()
+    keep_talking(network, 100, bob, every=8.0)
+    assert not bob.took(actions.Keepalive)
+
+
+def test_persistent_keepalive_goes_on_trying_after_silence_and_rekeys() -> None:
+    network, alice, bob = established(persistent_keepalive=25)
+    network.lost = lambda data, source: True
+    network.run(1000)
+    network.lost = lambda data, source: False
+    network.run(30)
+    assert alice.current()
+    assert bob.current()
+    network.run(1000)
+    assert alice.current()
+    assert bob.current()
+
+
+def test_persistent_keepalive_begins_when_the_endpoint_is_known() -> None:
+    network = Network()
+    alice, bob = Node(network, 1), Node(network, 2)
+    alice.add(bob, reachable=False, persistent_keepalive=25)
+    bob.add(alice)
+    network.run(60)
+    assert alice.done == []
+    alice.device.set_endpoint(1, bob.address)
+    network.run(1)
+    assert bob.current()
+
+
+def test_the_initiator_rekeys_when_it_sends_after_two_minutes() -> None:
+    network, alice, bob = established()
+    keep_talking(network, 119, alice, bob)
+    assert alice.initiations() + bob.initiations() == 1
+    keep_talking(network, 3, alice, bob)
+    assert alice.initiations() == 2
+    assert bob.initiations() == 0
+    current = alice.current()
+    assert current
+    assert current.created == pytest.approx(START + 120, abs=2)
+
+
+def test_nothing_is_lost_over_rekeys() -> None:
+    network, alice, bob = established()
+    before = len(bob.received)
+    keep_talking(network, 1000, alice, bob, every=0.25)
+    network.run(1)
+    assert len(bob.received) - before == 4000
+    assert len(alice.took(actions.Install)) == pytest.approx(1000 / 120, abs=1.5)
+    assert len(alice.sessions) <= 2
+
+
+def test_an_idle_session_is_not_rekeyed() -> None:
+    network, alice, bob = established()
+    network.run(400)
+    assert alice.initiations() + bob.initiations() == 1
+    assert not alice.sessions
+    assert not bob.sessions
+
+
+def test_who_only_receives_rekeys_at_the_last_minute() -> None:
+    network, alice, bob = established()
+    alice.send(b"data")
+    # Even Alice's keepalives would make her rekey at 120 seconds: none is due before 165.
+    network.run(156)
+    alice.device._peers[1].timers._acknowledged = network.now + 1000
+    assert alice.initiations() == 1
+    keep_talking(network, 8, bob)
+    assert alice.initiations() == 1
+    keep_talking(network, 2, bob)
+    assert alice.initiations() == 2
+    assert bob.initiations() == 0
+
+
+def test_the_age_and_the_number_of_messages_can_be_lowered() -> None:
+    for options in ({"rekey_after_time": 3.0}, {"rekey_after_messages": 30}):
+        network = Network()
+        alice, bob = Node(network, 1, **options), Node(network, 2)
+        alice.add(bob)
+        bob.add(alice)
+        keep_talking(network, 60, alice, bob, every=0.1)
+        assert len(bob.received) == 600
+        assert 8 <= alice.initiations() <= 12
+        assert bob.initiations() <= 1
+
+
+def test_a_responder_rekeys_after_too_many_messages() -> None:
+    network = Network()
+    alice, bob = Node(network, 1), Node(network, 2, rekey_after_messages=10)
+    alice.add(bob)
+    bob.add(alice)
+    keep_talking(network, 15, alice)
+    assert bob.initiations() == 0
+    keep_talking(network, 12, bob)
+    assert bob.initiations() == 1
+
+
+def test_sessions_end_after_three_minutes_each_retired_once() -> None:
+    network, alice, bob = established()
+    network.run(178.9)
+    assert len(alice.sessions) == len(bob.sessions) == 1
+    network.run(1)
+    assert not alice.sessions
+    assert not bob.sessions
+    assert alice.device.status(1).current is None
+    assert alice.device.status(1).latest_handshake == pytest.approx(START, abs=1)
+    assert alice.device.next_deadline() is None
+
+
+def test_an_unconfirmed_session_ends_too() -> None:
+    network, alice, bob = pair()
+    network.lost = lambda data, source: data[0] == wire.Data.TYPE
+    alice.device.want_session(1, network.now)
+    alice.act()
+    network.run(181)
+    assert len(bob.took(actions.Install)) == 1
+    assert not bob.sessions
+
+
+def test_no_key_material_is_left_after_long_silence() -> None:
+    network, alice, bob = established()
+    network.lost = lambda data, source: True
+    keep_talking(network, 30, alice, bob)
+    network.run(3 * wire.REJECT_AFTER_TIME)
+    for node in (alice, bob):
+        peer = node.device._peers[1]
+        assert peer.initiation is None
+        assert not list(peer.keypairs)
+        assert not node.device._by_index
+
+
+def test_a_new_session_leaves_the_one_before_usable_for_what_is_on_its_way() -> None:
+    network, alice, bob = established()
+    network.run(5)
+    first = alice.current()
+    alice.device._start_handshake(alice.device._peers[1], network.now)
+    alice.act()
+    network.run(1)
+    second = alice.current()
+    assert first
+    assert second
+    assert first.local_index != second.local_index
+    assert set(alice.sessions) == {first.local_index, second.local_index}
+    status = bob.device.status(1)
+    assert status.previous
+    assert status.current
+    assert status.previous.local_index == first.remote_index
+    assert status.current.local_index == second.remote_index
+
+
+def test_idle_peers_cost_nothing() -> None:
+    network = Network()
+    alice = Node(network, 1)
+    others = [Node(network, 2 + number) for number in range(200)]
+    for number, other in enumerate(others):
+        alice.add(other, number)
+        other.add(alice)
+    others[7].send(b"data")
+    network.run(30)
+    touched: list[int] = []
+    settle = alice.device._settle
+    alice.device._settle = lambda peer: (touched.append(peer.number), settle(peer))[1]  # type: ignore[method-assign, func-returns-value]
+    network.run(300)
+    assert set(touched) == {7}
+
+
+def test_late_traffic_of_a_lost_poll_does_not_move_timers_back() -> None:
+    network, alice, _ = established(persistent_keepalive=25)
+    deadline = alice.device.next_deadline()
+    traffic = alice.peers[1].traffic
+    alice.device.traffic(1, replace(traffic, last_sent=START - 50, tx_packets=9), 0, network.now)
+    assert alice.device.next_deadline() == deadline
+
+
+def test_roaming_by_data_is_followed_by_handshakes() -> None:
+    network, alice, bob = established()
+    del network.nodes[(alice.address.address, alice.address.port)]
+    alice.address = Endpoint(alice.address.address, 4242)
+    network.nodes[(alice.address.address, alice.address.port)] = alice
+    alice.send(b"from elsewhere")
+    network.run(POLL)
+    assert bob.device.status(1).endpoint == alice.address
+    bob.send(b"to elsewhere")
+    network.run(1)
+    assert alice.received[-1] == b"to elsewhere"
