@@ -81,8 +81,8 @@ static __always_inline int aead_tail_xor(
 {
 	__u64 text[CHACHA20_BLOCK / 8] = {};
 
-	length %= CHACHA20_BLOCK;
-	if (!length || packet_load(packet, a->offset, text, length))
+	length = bounded(length, CHACHA20_BLOCK);
+	if (packet_load(packet, a->offset, text, length))
 		return -1;
 	chacha20_xor(text, key, a->nonce, a->block);
 	return packet_store(packet, a->offset, text, length) ? -1 : 0;
@@ -93,8 +93,8 @@ static __always_inline int aead_tail_poly(packet_t *packet, struct aead *a, __u6
 	__u64 text[CHACHA20_BLOCK / 8] = {};
 	int i;
 
-	length %= CHACHA20_BLOCK;
-	if (!length || packet_load(packet, a->offset, text, length))
+	length = bounded(length, CHACHA20_BLOCK);
+	if (packet_load(packet, a->offset, text, length))
 		return -1;
 	for (i = 0; i < CHACHA20_BLOCK / 8 && i * 8 < length; i += 2)
 		poly1305_block(&a->poly, text[i], text[i + 1]);

@@ -8,6 +8,17 @@
 
 #include "tunnel.h"
 
+/* After bpf_xdp_adjust_tail, generic XDP leaves the packet's end ETH_HLEN bytes too far behind (up
+ * to Linux 6.18 at least), and TCP appends the next packet's data there. Every change of the length
+ * sets it right. */
+static __always_inline int mend_tail(struct __sk_buff *skb)
+{
+	if (packet_data(skb) + skb->len != packet_end(skb))
+		return 0;
+	return bpf_skb_change_tail(skb, skb->len + 1, 0) ||
+	       bpf_skb_change_tail(skb, skb->len - 1, 0);
+}
+
 SEC("tc")
 int deliver(struct __sk_buff *skb)
 {
@@ -25,7 +36,8 @@ int deliver(struct __sk_buff *skb)
 	if (!skb->gso_size &&
 		(bpf_skb_adjust_room(skb, 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
 			bpf_skb_adjust_room(
-				skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET)))
+				skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
+			mend_tail(skb)))
 		return drop(helper_failed);
 	return bpf_redirect(c->tun_ifindex, BPF_F_INGRESS);
 }

@@ -65,6 +65,28 @@ static __always_inline void confirm(
 	tell_daemon(EVENT_CONFIRMED, session->peer, local_index);
 }
 
+#ifndef HOOK_XDP
+static __always_inline int is_tagged(const packet_t *packet)
+{
+	return packet->vlan_present || packet->protocol == bpf_htons(ETH_P_8021Q) ||
+	       packet->protocol == bpf_htons(ETH_P_8021AD);
+}
+
+/* Takes VLAN tags away: the kernel keeps the first one apart, others stand in the packet. */
+static __always_inline int untag(packet_t *packet, __u32 *inner)
+{
+	__u32 had = packet->len;
+	int i;
+
+	for (i = 0; i < VLAN_TAGS + 1 && is_tagged(packet); i++) {
+		if (bpf_skb_vlan_pop(packet))
+			return -1;
+	}
+	*inner -= had - packet->len;
+	return 0;
+}
+#endif
+
 /* Takes the outer headers, padding and tag away and puts the mark before the inner packet. */
 static __always_inline int strip(
 	packet_t *packet, const struct config *c, __u32 inner, __u32 length, __be16 ethertype)
@@ -79,7 +101,7 @@ static __always_inline int strip(
 	if (excess > 0 && bpf_xdp_adjust_tail(packet, -excess))
 		return drop(helper_failed);
 #else
-	if (packet->vlan_present && bpf_skb_vlan_pop(packet))
+	if (untag(packet, &inner))
 		return drop(helper_failed);
 	excess = inner - sizeof(*header);
 	if (bpf_skb_adjust_room(packet, -excess, BPF_ADJ_ROOM_MAC, 0) ||

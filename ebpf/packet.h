@@ -43,6 +43,14 @@ static __always_inline __u32 packet_length(packet_t *packet)
 #endif
 }
 
+/* A length from 1 to `most`, a power of two, so that the verifier sees it too: Linux 6.1's learns
+ * nothing from a comparison with zero. */
+static __always_inline __u64 bounded(__u64 length, __u64 most)
+{
+	asm volatile("" : "+r"(length));
+	return (length - 1) % most + 1;
+}
+
 /* Ethernet header of a frame between our own programs: `to` is a peer number or an ifindex. */
 struct marked_header {
 	__u8 mark[MAC_LENGTH];

@@ -69,6 +69,27 @@ static __always_inline __u32 headers_length(const struct outgoing *o)
 	       MESSAGE_HEADER;
 }
 
+#ifndef HOOK_XDP
+#define IP_DIFFERENCE (sizeof(struct ipv6hdr) - sizeof(struct iphdr))
+
+/* Makes room before the inner packet, and the packet one of the outer IP version. Not by
+ * BPF_F_ADJ_ROOM_ENCAP: a packet marked as encapsulated keeps the mark over a veth, and no tc
+ * program can change its tail any more, so that the receiver could not strip it. */
+static __always_inline int push_headers(packet_t *packet, const struct outgoing *o)
+{
+	int was_v4 = packet->protocol == bpf_htons(ETH_P_IP);
+	__u32 room = headers_length(o);
+
+	if (was_v4 && !o->is_v4)
+		return bpf_skb_change_proto(packet, bpf_htons(ETH_P_IPV6), 0) ||
+		       bpf_skb_adjust_room(packet, room - IP_DIFFERENCE, BPF_ADJ_ROOM_MAC, 0);
+	if (!was_v4 && o->is_v4)
+		return bpf_skb_adjust_room(packet, room + IP_DIFFERENCE, BPF_ADJ_ROOM_MAC, 0) ||
+		       bpf_skb_change_proto(packet, bpf_htons(ETH_P_IP), 0);
+	return bpf_skb_adjust_room(packet, room, BPF_ADJ_ROOM_MAC, 0);
+}
+#endif
+
 #define GROWN (-2) /* no verdict of XDP's or tc's */
 
 /* Makes room for headers before the inner packet, padding and tag behind it: GROWN, or the
@@ -81,9 +102,6 @@ static __noinline int grow(packet_t *packet, const struct outgoing *o)
 	if (wanted != had && bpf_xdp_adjust_tail(packet, wanted - had))
 		return seal_in_tc();
 #else
-	__u64 encapsulation =
-		o->is_v4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
-
 	if (bpf_skb_change_tail(packet, wanted, 0))
 		return drop(helper_failed);
 #endif
@@ -91,16 +109,15 @@ static __noinline int grow(packet_t *packet, const struct outgoing *o)
 	if (had > ETH_HLEN + o->length) {
 		__u64 zero[2] = {}, padding = (o->padded - o->length) % PADDING;
 
-		if (padding && packet_store(packet, ETH_HLEN + o->length, zero, padding))
+		if (padding &&
+			packet_store(packet, ETH_HLEN + o->length, zero, bounded(padding, PADDING)))
 			return drop(helper_failed);
 	}
 #ifdef HOOK_XDP
 	if (bpf_xdp_adjust_head(packet, -(int)headers_length(o)))
 		return seal_in_tc();
 #else
-	if (bpf_skb_adjust_room(packet, headers_length(o), BPF_ADJ_ROOM_MAC,
-		    encapsulation | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) ||
-		bpf_skb_pull_data(packet, packet->len))
+	if (push_headers(packet, o) || bpf_skb_pull_data(packet, packet->len))
 		return drop(helper_failed);
 #endif
 	return GROWN;

@@ -36,9 +36,11 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class SessionReady:
-    """Packets may be sent. If none wait, a keepalive is to be sent: the peer confirms by it."""
+    """Packets that wait may be sent."""
 
     peer: int
+    confirm: bool
+    """We initiated: if none wait, a keepalive is to be sent, by which the peer confirms."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,8 +283,8 @@ class Daemon:
                 self.datapath.install(peer, keypair, confirmed=confirmed)
             case Retire(local_index):
                 self.datapath.retire(local_index)
-            case SessionReady(peer):
-                self._session_ready(peer)
+            case SessionReady(peer, confirm):
+                self._session_ready(peer, confirm=confirm)
             case Keepalive(peer):
                 self.datapath.send(peer, [b""])
             case EndpointMoved(peer, endpoint):
@@ -294,13 +294,12 @@ class Daemon:
                 self.staged.drop(peer)
                 log.info("peer %s does not answer", self._name(peer))
 
-    def _session_ready(self, peer: int) -> None:
+    def _session_ready(self, peer: int, *, confirm: bool) -> None:
         """First packets in order: those in the TUN's queue came before any that finds the
         session usable."""
         self._read_tun()
         packets = self.staged.take(peer)
-        current = self.device.status(peer).current
-        if not packets and current is not None and current.initiator:
+        if confirm and not packets:
             packets = [b""]
         self.datapath.send(peer, packets)
         self.datapath.set_usable(peer, True)

@@ -147,13 +147,13 @@ class Device:
     # What the datapath tells. It may be late: peers and sessions can be gone.
 
     def want_session(self, number: int, now: float) -> None:
-        """Data waits. Shakes hands, if that is not under way; SessionReady follows, or GaveUp, or
-        nothing at all if the peer has no endpoint."""
+        """Data waits. Shakes hands, unless there is a session or that is under way; SessionReady
+        follows, or GaveUp, or nothing at all if the peer has no endpoint."""
         peer = self._peers.get(number)
         if peer is None:
             return
         if peer.keypairs.usable(now):
-            self._actions.append(SessionReady(number))
+            self._session_ready(peer, confirm=False)
         else:
             self._start_handshake(peer, now)
         self._settle(peer)
@@ -166,7 +166,7 @@ class Device:
         if pending.local_index == local_index:
             self._retire(peer, peer.keypairs.confirmed())
             self._handshake_complete(peer, now)
-            self._actions.append(SessionReady(number))
+            self._session_ready(peer, confirm=False)
             self._settle(peer)
 
     def traffic(self, number: int, traffic: Traffic, send_counter: int, now: float) -> None:
@@ -275,7 +275,7 @@ class Device:
         self._handshake_complete(peer, now)
         self._heard_from(peer, source, now)
         self._install(peer, keypair, peer.keypairs.initiated(keypair))
-        self._actions.append(SessionReady(peer.number))
+        self._session_ready(peer, confirm=True)
         self._settle(peer)
 
     def _find(self, public_key: bytes) -> noise.Remote | None:
@@ -325,14 +325,13 @@ class Device:
         peer.timers.handshake_message_sent(now)
 
     def _handshake_complete(self, peer: Peer, now: float) -> None:
-        peer.timers.handshake_ended()
+        peer.timers.handshake_complete()
         self._forget_initiation(peer)
         peer.attempts = 0
         peer.last_minute_handshake = False
         peer.latest_handshake = now
 
     def _give_up(self, peer: Peer) -> None:
-        peer.timers.handshake_ended()
         peer.timers.handshake_given_up()
         self._forget_initiation(peer)
         self._actions.append(GaveUp(peer.number))
@@ -388,6 +387,11 @@ class Device:
             del self._by_index[keypair.local_index]
             self._actions.append(Retire(keypair.local_index))
         peer.timers.keypairs_changed(peer.keypairs.first_expiry())
+
+    def _session_ready(self, peer: Peer, *, confirm: bool) -> None:
+        ready = SessionReady(peer.number, confirm)
+        if ready not in self._actions[-1:]:
+            self._actions.append(ready)
 
     def _settle(self, peer: Peer) -> None:
         self._schedule.set(peer.number, peer.timers.next())

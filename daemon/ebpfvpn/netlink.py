@@ -184,9 +184,14 @@ class AllowedIpRoutes:
             # Else strict reverse path filtering drops the answers to marked packets.
             Path("/proc/sys/net/ipv4/conf/all/src_valid_mark").write_text("1\n")
 
-    def _add_rule(self, **rule: object) -> None:
-        self._netlink.request("rule", "add", **rule)
-        self._rules.append(rule)
+    def _add_rule(self, *, family: int, **rule: object) -> None:
+        """Before all others but the local table's, as the kernel places a rule by itself."""
+        rules = self._netlink.request("get_rules", family=family)
+        others = [other.get_attr("FRA_PRIORITY") or 0 for other in rules]
+        priority = min((p for p in others if p), default=32766) - 1
+        whole = {"family": family, "priority": priority, **rule}
+        self._netlink.request("rule", "add", **whole)
+        self._rules.append(whole)
 
     def remove(self) -> None:
         """Removes the rules; the routes go with the device."""

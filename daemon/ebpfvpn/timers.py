@@ -43,8 +43,6 @@ class Timers:
         # Data before these times needs no answer, or no acknowledgement, any more.
         self._answered = 0.0
         self._acknowledged = 0.0
-        # The time from which NEW_HANDSHAKE or SEND_KEEPALIVE counts, or counted.
-        self._counts_from: dict[Timer, float] = {}
 
     def next(self) -> float | None:
         return min(self.deadlines.values(), default=None)
@@ -74,13 +72,13 @@ class Timers:
         """To be called instead, when an initiation is wanted too early after the last message."""
         self.deadlines[Timer.RETRANSMIT_HANDSHAKE] = until
 
-    def handshake_ended(self) -> None:
-        """To be called when a response was received, or a session confirmed by its first packet,
-        or when the handshake is given up."""
+    def handshake_complete(self) -> None:
+        """To be called when a response was received, or a session confirmed by its first packet."""
         self.deadlines.pop(Timer.RETRANSMIT_HANDSHAKE, None)
 
     def handshake_given_up(self) -> None:
-        """To be called, besides, when it is given up."""
+        """To be called when the handshake is not tried any more."""
+        self.deadlines.pop(Timer.RETRANSMIT_HANDSHAKE, None)
         self.deadlines.pop(Timer.SEND_KEEPALIVE, None)
 
     def keypairs_changed(self, expiry: float | None) -> None:
@@ -135,8 +133,5 @@ class Timers:
         settled by a handshake message or an earlier expiry and `last` came after that."""
         if since == 0.0:
             self.deadlines.pop(timer, None)
-            return
-        start = max(since, settled)
-        if last > settled and start != self._counts_from.get(timer):
-            self._counts_from[timer] = start
-            self.deadlines[timer] = start + timeout
+        elif last > settled:
+            self.deadlines[timer] = max(since, settled) + timeout

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
-from netns import Namespace, address, namespace, veth
-
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel.attach import AttachMode
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import Tun
+from netns import Namespace, address, namespace, veth
 
 PORT = 51820
 PEER = 1
@@ -33,9 +32,6 @@ class Node:
     tun: Tun
     netlink: Netlink
     datapath: KernelDatapath
-
-    def call(self, function: Callable[[], object]) -> None:
-        self.ns.call(function)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -137,9 +137,13 @@ def _attach_xdp(tunnel: Tunnel, ifindex: int, mode: str, *, exact: bool) -> Open
         dispatcher.create(directory, ifindex, found, tunnel.mark)
     try:
         _add_filter(tunnel.deliver, ifindex, tunnel.tun_ifindex, hooks.DELIVER_PRIORITY)
+        if found == hooks.XDP_GENERIC:
+            # The kernel does not show it packets that tc redirected on their way here, from
+            # another namespace over veth, say.
+            _attach_tc(tunnel, ifindex)
         dispatcher.set_port(directory, tunnel.listen_port, tunnel.open_xdp)
     except BpfError:
-        _detach_filters(ifindex, {tunnel.deliver.id}, tunnel.tun_ifindex)
+        _detach_filters(ifindex, {tunnel.deliver.id, tunnel.open_tc.id}, tunnel.tun_ifindex)
         if not dispatcher.in_use(directory):
             dispatcher.remove(directory, ifindex)
         raise

@@ -62,7 +62,8 @@ class KernelDatapath:
             self._configure(tun_ifindex, mtu, fwmark)
             self._sessions = Sessions(loaded)
             undo.callback(self._sessions.close)
-            self._seal, self._seal_reason = self._attach_own(tun_ifindex)
+            self._seal, self._seal_reason = self._attach_segmenter()
+            self._attach_tun(undo, tun_ifindex)
             self._outer = FrameSocket(self._segmenter.outer)
             undo.callback(self._outer.close)
             self._inner = FrameSocket(self._segmenter.inner)
@@ -102,21 +103,26 @@ class KernelDatapath:
         )
         self._map("config").update(number(0), bytes(config))
 
-    def _attach_own(self, tun_ifindex: int) -> tuple[str, str]:
-        """Attaches to the tunnel's own devices, which go with the programs on them. Returns how
-        packets can be sealed ("xdp" or "tc") and why not in XDP."""
-        ingress, egress = hooks.INGRESS, hooks.EGRESS
+    def _attach_tun(self, undo: contextlib.ExitStack, tun_ifindex: int) -> None:
+        if hooks.add_clsact(tun_ifindex):
+            undo.callback(hooks.remove_clsact, tun_ifindex)
+        steer = hooks.steer_filter(tun_ifindex)
+        steer.attach(self._loaded.programs["steer"])
+        undo.callback(steer.detach)
+
+    def _attach_segmenter(self) -> tuple[str, str]:
+        """Its programs go with it. Returns how packets can be sealed ("xdp" or "tc"), and why
+        not in XDP."""
         outer, inner = self._segmenter.outer, self._segmenter.inner
-        for ifindex in (outer, inner, tun_ifindex):
-            hooks.add_clsact(ifindex)
-        for ifindex, point, priority, program in (
-            (outer, ingress, hooks.DELIVER_PRIORITY, "deliver"),
-            (outer, ingress, hooks.OPEN_PRIORITY, "open_tc"),
-            (inner, ingress, hooks.SEAL_PRIORITY, "seal_tc"),
-            (tun_ifindex, egress, hooks.STEER_PRIORITY, "steer"),
+        hooks.add_clsact(outer)
+        hooks.add_clsact(inner)
+        for ifindex, priority, name in (
+            (outer, hooks.DELIVER_PRIORITY, "deliver"),
+            (outer, hooks.OPEN_PRIORITY, "open_tc"),
+            (inner, hooks.SEAL_PRIORITY, "seal_tc"),
         ):
-            filter_ = Filter(ifindex, point, _FIRST_HANDLE, priority)
-            filter_.attach(self._loaded.programs[program])
+            filter_ = Filter(ifindex, hooks.INGRESS, _FIRST_HANDLE, priority)
+            filter_.attach(self._loaded.programs[name])
         if self._mode not in _NATIVE_MODES:
             return "tc", f"attach mode {self._mode}"
         if self._segmenter.jumbo:

@@ -121,6 +121,11 @@ class Filter:
                          byref(self._hook()), byref(options))  # fmt: skip
 
 
+def steer_filter(tun_ifindex: int) -> Filter:
+    """The one on a tunnel's TUN."""
+    return Filter(tun_ifindex, EGRESS, 1, STEER_PRIORITY)
+
+
 def add_clsact(ifindex: int) -> bool:
     """Whether the device had neither a clsact nor an ingress qdisc, and has a clsact now."""
     hook = _TcHook(sizeof(_TcHook), ifindex, INGRESS, 0)

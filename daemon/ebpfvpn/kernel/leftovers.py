@@ -1,7 +1,7 @@
 """What a daemon leaves that died before it could clean up: found by its pins, and taken away.
 
-Its TUN is gone with it, and the segmenter's and the TUN's filters with those devices. A directory
-`@NETNS` among the pins tells in which network namespace all that was.
+Its TUN is gone with it, unless something else holds that. A directory `@NETNS` among the pins tells
+in which network namespace all that was.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ebpfvpn.kernel import attach, bpffs, layout, objects, segmenter, sessions
+from ebpfvpn.kernel import attach, bpffs, hooks, layout, objects, segmenter, sessions
 from ebpfvpn.kernel.attach import Tunnel
 from ebpfvpn.kernel.layout import number
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.netlink import Netlink
 
 _CLONE_NEWNET = 0x40000000
-_PROGRAMS = ("deliver", "open_tc", "open_xdp", "wipe_keys")
+_PROGRAMS = ("deliver", "open_tc", "open_xdp", "steer", "wipe_keys")
 _MAPS = ("config", "keys")
 
 
@@ -87,6 +87,10 @@ def _remove_here(netlink: Netlink, name: str, loaded: Object) -> None:
     for netns, ifindex in attach.attached_devices(name):
         if netns == bpffs.netns_inode() and tunnel is not None:
             attach.detach(netlink, tunnel, ifindex)
+    if tunnel is not None and "steer" in loaded.programs:
+        steer = hooks.steer_filter(tunnel.tun_ifindex)
+        if steer.program_id() == loaded.programs["steer"].id:
+            steer.detach()  # something else held the TUN
     segmenter.remove_leftover(netlink, name)
 
 

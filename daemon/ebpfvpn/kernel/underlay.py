@@ -50,7 +50,7 @@ def resolve(
     addresses alone. A next hop whose MAC address is missing or stale is asked for it, which ends
     in a netlink event."""
     route = _route(netlink, remote, local, ifindex, fwmark)
-    if route is None:
+    if route is None or (local is not None and not _is_ours(netlink, local, ifindex)):
         return None
     link = links.get(route.get_attr("RTA_OIF"))
     if link is None:
@@ -93,6 +93,14 @@ def _route(
             return None
         raise
     return route if route["type"] in (_UNICAST, _LOCAL) else None
+
+
+def _is_ours(netlink: Netlink, local: Address, ifindex: int) -> bool:
+    """The routing of IPv4 has seen to that, that of IPv6 takes any source."""
+    if local.version == 4:
+        return True
+    route = _route(netlink, local, None, ifindex, 0)
+    return route is not None and route["type"] == _LOCAL
 
 
 def _gateway(route: Any) -> Address | None:

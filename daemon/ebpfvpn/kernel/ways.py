@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import attach, layout
@@ -37,8 +38,9 @@ class Ways:
         self._links: dict[int, Link] = {}
         self._keys: dict[int, bytes] = {}
         self._users: Counter[bytes] = Counter()
-        self._chosen: dict[int, bytes] = {}
-        """By peer: our address where the kernel chose it, so that it may choose again."""
+        self._chosen: dict[int, Endpoint] = {}
+        """By peer: what was written where the kernel chose our address. As long as no packet has
+        changed it, the kernel may choose again."""
         self.attachments: dict[int, Attachment] = {}
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
@@ -55,11 +57,9 @@ class Ways:
         address = unpack_address(bytes(entry.remote))
         if not entry.remote_port or address is None:
             return None
-        local = bytes(entry.local)
-        chosen = local == self._chosen.get(peer)
-        return Endpoint(
-            address, entry.remote_port, None if chosen else unpack_address(local), entry.ifindex
-        )
+        local = unpack_address(bytes(entry.local))
+        found = Endpoint(address, entry.remote_port, local, entry.ifindex)
+        return replace(found, local=None) if found == self._chosen.get(peer) else found
 
     def forget(self, peer: int) -> None:
         """The peer is removed."""
@@ -117,15 +117,14 @@ class Ways:
         if way is None and endpoint.local is not None:
             # Our address is gone, or does not lead there any more: the kernel chooses anew.
             way = self._way(endpoint, None)
-            endpoint = Endpoint(endpoint.address, endpoint.port, None, endpoint.ifindex)
+            endpoint = replace(endpoint, local=None)
         if way is None:
             self._use(peer, None)
             return
         local = endpoint.local or way.source
         if endpoint.local is None:
-            self._chosen[peer] = pack_address(local)
-            chosen = Endpoint(endpoint.address, endpoint.port, local, endpoint.ifindex)
-            self._write(peer, chosen)
+            self._chosen[peer] = replace(endpoint, local=local)
+            self._write(peer, self._chosen[peer])
         for ifindex in (way.link.ifindex, endpoint.ifindex):
             self._attach(ifindex)
         key = pack_address(endpoint.address) + pack_address(local)
