@@ -19,8 +19,7 @@ static __always_inline int mend_tail(struct __sk_buff *skb)
 	       bpf_skb_change_tail(skb, skb->len - 1, 0);
 }
 
-SEC("tc")
-int deliver(struct __sk_buff *skb)
+static __always_inline int deliver_packet(struct __sk_buff *skb, int after_generic_xdp)
 {
 	struct marked_header *header = packet_data(skb);
 	struct config *c = tunnel_config();
@@ -36,10 +35,23 @@ int deliver(struct __sk_buff *skb)
 	if (!skb->gso_size &&
 		(bpf_skb_adjust_room(skb, 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
 			bpf_skb_adjust_room(
-				skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
-			mend_tail(skb)))
+				skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET)))
+		return drop(helper_failed);
+	if (after_generic_xdp && mend_tail(skb))
 		return drop(helper_failed);
 	return bpf_redirect(c->tun_ifindex, BPF_F_INGRESS);
+}
+
+SEC("tc")
+int deliver(struct __sk_buff *skb)
+{
+	return deliver_packet(skb, 0);
+}
+
+SEC("tc")
+int deliver_generic(struct __sk_buff *skb)
+{
+	return deliver_packet(skb, 1);
 }
 
 #endif

@@ -65,6 +65,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         listen_port=udp.port,
         mtu=mtu,
         fwmark=fwmark,
+        peers=len(config.peers),
         attach_mode=config.interface.attach_mode,
     )
     undo.callback(datapath.close)

@@ -24,19 +24,12 @@ struct {
 
 static __always_inline int copy_text(struct __sk_buff *skb, struct aead_job *job, int out)
 {
-	__u32 done = 0, length = job->length;
+	__u32 done = 0, length = job->length, n;
 	int i;
 
-	for (i = 0; i < 9216 / 64; i++) {
-		__u32 n = length - done;
-
-		if (done >= length || done > 9216 - 64)
-			break;
-		if (n > 64)
-			n = 64;
-		asm volatile("" : "+r"(n));
-		if (n < 1 || n > 64)
-			break;
+	for (i = 0; i < 9216 / 64 && done < length && done <= 9216 - 64; i++) {
+		n = length - done < 64 ? length - done : 64;
+		n = bounded(n, 64);
 		if (out ? bpf_skb_load_bytes(skb, HEADER + done, job->text + done, n)
 			: bpf_skb_store_bytes(skb, HEADER + done, job->text + done, n, 0))
 			return -1;

@@ -67,6 +67,7 @@ def node(
                 listen_port=port,
                 mtu=mtu,
                 fwmark=0,
+                peers=4,
                 attach_mode=mode,
             )
         )

@@ -82,7 +82,7 @@ def described(one: Node) -> dict[str, str]:
 EXPECTED: dict[AttachMode, tuple[str, str, list[str]]] = {
     "auto": ("native", "xdp", ["deliver"]),
     "native": ("native", "xdp", ["deliver"]),
-    "generic": ("generic", "xdpgeneric", ["deliver", "open_tc"]),
+    "generic": ("generic", "xdpgeneric", ["deliver_generic", "open_tc"]),
     "tc": ("tc", "", ["open_tc"]),
 }
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from ebpfvpn.kernel import bpffs, dispatcher, hooks
 from ebpfvpn.kernel.features import takes_redirect
@@ -49,9 +50,26 @@ class Tunnel:
     listen_port: int
     mark: bytes
     deliver: Program
+    deliver_generic: Program
+    """Behind generic XDP."""
     open_tc: Program
     open_xdp: Program | None
     """None: tc only."""
+
+    @classmethod
+    def of(
+        cls, name: str, tun_ifindex: int, listen_port: int, mark: bytes,
+        programs: Mapping[str, Program],
+    ) -> Self:  # fmt: skip
+        """With its loaded programs, by name. KeyError if there are not even those of tc."""
+        return cls(
+            name, tun_ifindex, listen_port, mark, programs["deliver"],
+            programs["deliver_generic"], programs["open_tc"], programs.get("open_xdp"),
+        )  # fmt: skip
+
+    def ingress_programs(self) -> set[int]:
+        """The ids of what it may have on a device's tc ingress."""
+        return {self.deliver.id, self.deliver_generic.id, self.open_tc.id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +121,7 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
         if tunnel.open_xdp is not None:
             dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.open_xdp)
         # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
-        _detach_filters(ifindex, {tunnel.deliver.id, tunnel.open_tc.id}, tunnel.tun_ifindex)
+        _detach_filters(ifindex, tunnel.ingress_programs(), tunnel.tun_ifindex)
         _leave(netlink, tunnel.name, ifindex)
 
 
@@ -136,14 +154,16 @@ def _attach_xdp(tunnel: Tunnel, ifindex: int, mode: str, *, exact: bool) -> Open
         found = _XDP_MODES[mode]
         dispatcher.create(directory, ifindex, found, tunnel.mark)
     try:
-        _add_filter(tunnel.deliver, ifindex, tunnel.tun_ifindex, hooks.DELIVER_PRIORITY)
-        if found == hooks.XDP_GENERIC:
+        generic = found == hooks.XDP_GENERIC
+        deliver = tunnel.deliver_generic if generic else tunnel.deliver
+        _add_filter(deliver, ifindex, tunnel.tun_ifindex, hooks.DELIVER_PRIORITY)
+        if generic:
             # The kernel does not show it packets that tc redirected on their way here, from
             # another namespace over veth, say.
             _attach_tc(tunnel, ifindex)
         dispatcher.set_port(directory, tunnel.listen_port, tunnel.open_xdp)
     except BpfError:
-        _detach_filters(ifindex, {tunnel.deliver.id, tunnel.open_tc.id}, tunnel.tun_ifindex)
+        _detach_filters(ifindex, tunnel.ingress_programs(), tunnel.tun_ifindex)
         if not dispatcher.in_use(directory):
             dispatcher.remove(directory, ifindex)
         raise

@@ -38,10 +38,10 @@ class KernelDatapath:
 
     def __init__(
         self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
-        attach_mode: AttachMode = "auto",
+        peers: int, attach_mode: AttachMode = "auto",
     ) -> None:  # fmt: skip
-        """`mtu` is the TUN's; `fwmark` 0: none. DatapathError: NAME is in use, or the machine
-        lacks something."""
+        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there may be.
+        DatapathError: NAME is in use, or the machine lacks something."""
         self._mode: AttachMode = attach_mode
         self._listen_port = listen_port
         self._allowed: dict[Network, int] = {}
@@ -56,7 +56,7 @@ class KernelDatapath:
             leftovers.remove(self._netlink, name)
             self._pins = bpffs.pin_directory(name)
             undo.callback(bpffs.remove, self._pins)
-            loaded = self._load(undo, attach_mode)
+            loaded = self._load(undo, attach_mode, peers)
             self._segmenter = segmenter.create(self._netlink, name, mtu)
             undo.callback(segmenter.remove, self._netlink, self._segmenter)
             self._configure(tun_ifindex, mtu, fwmark)
@@ -70,19 +70,16 @@ class KernelDatapath:
             undo.callback(self._inner.close)
             self._events = RingBuffer(loaded.maps["events"])
             undo.callback(self._events.close)
-            tunnel = Tunnel(
-                name, tun_ifindex, listen_port, self._mark, loaded.programs["deliver"],
-                loaded.programs["open_tc"], loaded.programs.get("open_xdp"),
-            )  # fmt: skip
+            tunnel = Tunnel.of(name, tun_ifindex, listen_port, self._mark, loaded.programs)
             self._ways = Ways(loaded, self._netlink, tunnel, mtu, fwmark, attach_mode)
             undo.callback(self._ways.close)
             self._closing = undo.pop_all()
 
-    def _load(self, undo: contextlib.ExitStack, mode: AttachMode) -> Object:
+    def _load(self, undo: contextlib.ExitStack, mode: AttachMode, peers: int) -> Object:
         self._pins.mkdir(mode=0o700)
         leftovers.note_namespace(self._pins)
         self._mark = bpffs.mark()
-        loaded = objects.load_tunnel(self._pins, xdp=mode != "tc")
+        loaded = objects.load_tunnel(self._pins, peers=peers, xdp=mode != "tc")
         undo.callback(loaded.close)
         self._loaded = loaded
         self._reasons = layout.field_names(objects.TC_OBJECT, "drops")

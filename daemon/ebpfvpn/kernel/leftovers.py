@@ -20,7 +20,7 @@ from ebpfvpn.kernel.objects import Object
 from ebpfvpn.netlink import Netlink
 
 _CLONE_NEWNET = 0x40000000
-_PROGRAMS = ("deliver", "open_tc", "open_xdp", "steer", "wipe_keys")
+_PROGRAMS = ("deliver", "deliver_generic", "open_tc", "open_xdp", "steer", "wipe_keys")
 _MAPS = ("config", "keys")
 
 
@@ -97,14 +97,15 @@ def _remove_here(netlink: Netlink, name: str, loaded: Object) -> None:
 def _tunnel(name: str, loaded: Object) -> Tunnel | None:
     """None: it died before it attached anything."""
     value = loaded.maps["config"].lookup(number(0)) if "config" in loaded.maps else None
-    programs = loaded.programs
-    if value is None or "deliver" not in programs or "open_tc" not in programs:
+    if value is None:
         return None
     config = layout.Config.from_buffer_copy(value)
-    return Tunnel(
-        name, config.tun_ifindex, config.listen_port, bytes(config.mark),
-        programs["deliver"], programs["open_tc"], programs.get("open_xdp"),
-    )  # fmt: skip
+    try:
+        return Tunnel.of(
+            name, config.tun_ifindex, config.listen_port, bytes(config.mark), loaded.programs
+        )
+    except KeyError:
+        return None
 
 
 def _find_namespace(inode: int) -> str | None:

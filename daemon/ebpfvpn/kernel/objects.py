@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from ctypes import byref, c_char_p, c_size_t, c_void_p, sizeof
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +40,20 @@ class Object:
             descriptor.close()
 
 
+_PER_PEER = {"peers": 1, "endpoints": 1, "routes": 1, "sessions": 4, "keys": 4, "windows": 4}
+"""Entries that a peer may need: previous, current and next session, and one that is being wiped."""
+
+
 def load(
-    path: Path, *, pin_root: Path | None = None, programs: Collection[str] | None = None
+    path: Path,
+    *,
+    pin_root: Path | None = None,
+    programs: Collection[str] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Object:
     """Loads an object file: all its programs, or those named. Maps that are pinned by name are
-    shared with what is pinned in `pin_root` already, and else pinned there. VerifierError,
-    BpfError."""
+    shared with what is pinned in `pin_root` already, and else pinned there. `sizes`: entries, by
+    map, where not the object's own. VerifierError, BpfError."""
     options = _OpenOptions(
         sz=sizeof(_OpenOptions), pin_root_path=os.fsencode(pin_root) if pin_root else None
     )
@@ -58,6 +66,10 @@ def load(
                 wanted = _name(program, "bpf_program__name") in programs
                 call("choosing programs", "bpf_program__set_autoload", program,
                      ctypes.c_bool(wanted))  # fmt: skip
+        for map_ in _each(handle, "bpf_object__next_map"):
+            size = (sizes or {}).get(_name(map_, "bpf_map__name"))
+            if size is not None:
+                call("sizing maps", "bpf_map__set_max_entries", map_, ctypes.c_uint32(size))
         call(f"loading {path.name}", "bpf_object__load", handle, error=VerifierError)
         # Our own descriptors outlive libbpf's object, whose memory is not needed any more.
         loaded = Object()
@@ -86,15 +98,17 @@ def _name(item: c_void_p, function: str) -> str:
     return name.decode()
 
 
-def load_tunnel(directory: Path, *, xdp: bool) -> Object:
+def load_tunnel(directory: Path, *, peers: int, xdp: bool) -> Object:
     """Loads tc.bpf.o and, if told, xdp.bpf.o, which share their maps, and pins everything in
-    `directory`. DatapathError; the caller removes the directory."""
+    `directory`. The maps have room for so many peers: a hash table takes memory for what it may
+    hold. DatapathError; the caller removes the directory."""
     loaded = Object()
+    sizes = {name: max(entries * peers, 1) for name, entries in _PER_PEER.items()}
     try:
         for path in (TC_OBJECT, XDP_OBJECT) if xdp else (TC_OBJECT,):
             if not path.exists():
                 raise DatapathError(f"{path} is missing: run make bpf")
-            part = load(path, pin_root=directory)
+            part = load(path, pin_root=directory, sizes=sizes)
             loaded.programs |= part.programs
             # Only what is pinned is shared; constants are not needed.
             for name, map_ in part.maps.items():
