@@ -155,6 +155,8 @@ class Daemon:
         self._act()
 
     def _udp_readable(self, sock: socket.socket) -> None:
+        # First: a session confirmed by its first packet comes before an initiation after that.
+        self._take_events()
         for data, source, tos in self.interface.udp.receive(sock):
             # The socket's filter let in well-formed messages and live sessions alone.
             if data[:1] == _DATA:
@@ -216,14 +218,19 @@ class Daemon:
             self.interface.tun.write(icmp)
 
     def _datapath_readable(self) -> None:
-        for event in self.datapath.events():
+        self._take_events()
+        self._act()
+
+    def _take_events(self) -> None:
+        events = self.datapath.events()
+        for event in events:
             if isinstance(event, Confirmed):
                 self.device.confirmed(event.peer, event.local_index, now())
             elif (endpoint := self.datapath.endpoint(event.peer)) is not None:
                 self.counters["roamed"] += 1
                 self.device.set_endpoint(event.peer, endpoint)
-        self._log_ways()
-        self._act()
+        if events:
+            self._log_ways()
 
     def _network_readable(self) -> None:
         self.interface.monitor.read()

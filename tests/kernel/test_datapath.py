@@ -112,6 +112,21 @@ def test_confirmation_by_first_packet() -> None:
         assert counters[500] == 5
 
 
+def test_a_confirmed_session_puts_an_unconfirmed_one_out_of_the_way() -> None:
+    """As in Linux: it opens what still comes, but its first packet makes it no sealer."""
+    with two_nodes() as (one, other):
+        keys = secrets.token_bytes(32), secrets.token_bytes(32)
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        one.datapath.install(PEER, Keypair(500, 501, *keys, False, now), confirmed=False)
+        other.datapath.install(PEER, Keypair(501, 500, *keys[::-1], True, now), confirmed=True)
+        one.datapath.install(PEER, Keypair(600, 601, *keys, True, now), confirmed=True)
+        other.datapath.send(PEER, [b""])
+        wait_for(lambda: one.datapath.traffic()[PEER].rx_packets == 1)
+        assert one.ns.call(one.datapath.events) == []
+        peer = layout.Peer.from_buffer_copy(dict(pinned(one, "peers").items())[layout.number(1)])
+        assert (peer.current, peer.next) == (600, 0)
+
+
 def test_retired_session_is_forgotten_with_its_keys() -> None:
     with two_nodes() as (one, other):
         ping(one, "10.66.0.2")

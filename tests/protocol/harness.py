@@ -132,7 +132,9 @@ class Node:
                     self.peers[number].next = keypair.local_index
             case actions.Retire(local_index):
                 del self.sessions[local_index]
-            case actions.SessionReady(number):
+            case actions.SessionReady(number, confirm):
+                if confirm and not self.queues[number]:
+                    self.queues[number].append(KEEPALIVE)
                 self._flush(number)
             case actions.Keepalive(number):
                 self._seal(number, KEEPALIVE)
@@ -146,7 +148,7 @@ class Node:
         return bool(keypair and self.network.now < keypair.created + wire.REJECT_AFTER_TIME)
 
     def _flush(self, number: int) -> None:
-        packets, self.queues[number] = self.queues[number] or [KEEPALIVE], []
+        packets, self.queues[number] = self.queues[number], []
         for packet in packets:
             self._seal(number, packet)
 

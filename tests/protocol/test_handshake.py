@@ -316,6 +316,24 @@ def test_removing_a_peer_retires_everything_of_it() -> None:
     assert late.actions() == []
 
 
+def test_who_has_a_session_is_told_so_once() -> None:
+    network, alice, _ = pair()
+    alice.send(b"one")
+    network.run(1)
+    for _ in range(3):
+        alice.device.want_session(1, network.now)
+    assert alice.device.actions() == [actions.SessionReady(1, confirm=False)]
+
+
+def test_indices_are_neither_zero_nor_taken() -> None:
+    _, alice, _ = pair()
+    initiation = wire.decode(initiation_of(alice))
+    assert isinstance(initiation, wire.Initiation)
+    numbers = [0, initiation.sender_index, 7]
+    alice.device._random = lambda length: numbers.pop(0).to_bytes(length, "little")
+    assert alice.device._new_index() == 7
+
+
 def test_secrets_are_not_in_what_a_log_would_show() -> None:
     network, alice, _ = pair()
     alice.send(b"one")

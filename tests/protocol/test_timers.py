@@ -8,6 +8,8 @@ import pytest
 
 from ebpfvpn import actions, wire
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.peer import NO_TRAFFIC
+from ebpfvpn.timers import Timer, Timers
 from protocol.harness import POLL, START, Network, Node, pair
 
 
@@ -105,8 +107,49 @@ def test_a_handshake_message_counts_as_an_answer() -> None:
     network.run(14)
     bob.device._start_handshake(bob.device._peers[1], network.now)
     bob.act()
-    network.run(14.5)
+    network.run(1)
+    alice.send(b"data")
+    network.run(13.9)
     assert alice.initiations() == 1
+    network.run(1)
+    assert alice.initiations() == 2
+
+
+def test_an_initiation_acknowledges_data_but_not_later_data() -> None:
+    timers = Timers(0, lambda: 0.0)
+    first = replace(NO_TRAFFIC, last_data_received=10.0, unacknowledged_since=10.0)
+    timers.data_traversed(first)
+    assert timers.deadlines == {Timer.SEND_KEEPALIVE: 20.0}
+    timers.handshake_message_sent(15.0)
+    timers.data_traversed(first)
+    assert timers.deadlines == {}
+    timers.data_traversed(replace(first, last_data_received=16.0))
+    assert timers.deadlines == {Timer.SEND_KEEPALIVE: 25.0}
+    assert timers.expired(24.9) is None
+    assert timers.expired(25.0) is Timer.SEND_KEEPALIVE
+    assert timers.expired(25.0) is None
+    timers.data_traversed(replace(first, last_data_received=26.0))
+    assert timers.deadlines == {Timer.SEND_KEEPALIVE: 35.0}
+
+
+def test_after_silence_was_noticed_the_count_starts_anew() -> None:
+    timers = Timers(0, lambda: 0.0)
+    traffic = replace(NO_TRAFFIC, last_data_sent=10.0, unanswered_since=10.0)
+    timers.data_traversed(traffic)
+    assert timers.expired(25.0) is Timer.NEW_HANDSHAKE
+    timers.data_traversed(traffic)
+    assert timers.deadlines == {}
+    timers.data_traversed(replace(traffic, last_data_sent=26.0))
+    assert timers.deadlines == {Timer.NEW_HANDSHAKE: 40.0}
+
+
+def test_who_gives_up_also_sends_no_keepalive() -> None:
+    timers = Timers(0, lambda: 0.0)
+    timers.handshake_initiated(10.0)
+    waiting = replace(NO_TRAFFIC, last_data_received=11.0, unacknowledged_since=11.0)
+    timers.data_traversed(waiting)
+    timers.handshake_given_up()
+    assert timers.deadlines == {}
 
 
 @pytest.mark.parametrize("interval", [1, 25])
@@ -186,17 +229,36 @@ def test_an_idle_session_is_not_rekeyed() -> None:
     assert not bob.sessions
 
 
-def test_who_only_receives_rekeys_at_the_last_minute() -> None:
+def test_who_only_receives_rekeys_each_session_at_its_last_minute() -> None:
     network, alice, bob = established()
-    alice.send(b"data")
-    # Even Alice's keepalives would make her rekey at 120 seconds: none is due before 165.
-    network.run(156)
-    alice.device._peers[1].timers._acknowledged = network.now + 1000
-    assert alice.initiations() == 1
-    keep_talking(network, 8, bob)
-    assert alice.initiations() == 1
-    keep_talking(network, 2, bob)
-    assert alice.initiations() == 2
+    for number in (2, 3):
+        network.run(162)
+        bob.send(b"data")
+        network.run(1)
+        assert alice.initiations() == number - 1
+        network.run(3)
+        bob.send(b"data")
+        network.run(1)
+        assert alice.initiations() == number
+    assert bob.initiations() == 0
+
+
+def test_a_last_minute_handshake_is_not_tried_for_longer_by_what_is_still_received() -> None:
+    network, alice, bob = established()
+    network.run(165)
+    # Its keepalives would be a reason of their own.
+    alice.device._keepalive = lambda peer, now: None  # type: ignore[method-assign]
+    network.lost = lambda data, source: data[0] != wire.Data.TYPE
+    keep_talking(network, 98, bob)
+    assert alice.took(actions.GaveUp)
+
+
+def test_a_responder_does_not_rekey_by_age() -> None:
+    network = Network()
+    alice, bob = Node(network, 1, rekey_after_time=1000.0), Node(network, 2)
+    alice.add(bob)
+    bob.add(alice)
+    keep_talking(network, 177, alice)
     assert bob.initiations() == 0
 
 

@@ -40,8 +40,9 @@ class Object:
             descriptor.close()
 
 
-_PER_PEER = {"peers": 1, "endpoints": 1, "routes": 1, "sessions": 4, "keys": 4, "windows": 4}
-"""Entries that a peer may need: previous, current and next session, and one that is being wiped."""
+_PER_PEER = {"peers": 1, "endpoints": 1, "routes": 2, "sessions": 4, "keys": 8, "windows": 8}
+"""Entries that a peer may need: its old route until the new one is there; previous, current, next
+session and one that comes before another goes; besides, the keys that wait to be wiped."""
 
 
 def load(

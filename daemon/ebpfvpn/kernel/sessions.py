@@ -54,7 +54,8 @@ class Sessions:
         self._maps["sessions"].update(key, bytes(session))
         self._peers[keypair.local_index] = peer
         if confirmed:
-            self.point(peer, current=keypair.local_index, expires=expires)
+            # One that waits for its first packet must not take over any more when that comes.
+            self.point(peer, current=keypair.local_index, next=0, expires=expires)
         else:
             self.point(peer, next=keypair.local_index)
 

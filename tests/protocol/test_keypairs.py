@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from ebpfvpn import wire
+from ebpfvpn.keypair import Keypair
+from ebpfvpn.peer import Keypairs, expiry
+
+
+def keypair(number: int, created: float = 0.0) -> Keypair:
+    return Keypair(number, number, bytes(32), bytes(32), True, created)
+
+
+def show(keypairs: Keypairs) -> tuple[int, int, int]:
+    previous, current, following = (
+        pair.local_index if pair else 0
+        for pair in (keypairs.previous, keypairs.current, keypairs.next)
+    )
+    return previous, current, following
+
+
+NEW = 9
+
+# (previous, current, next) before, what happens, after, what fell out; 0: none.
+TRANSITIONS = [
+    ((0, 0, 0), "initiated", (0, NEW, 0), set()),
+    ((0, 2, 0), "initiated", (2, NEW, 0), set()),
+    ((1, 2, 0), "initiated", (2, NEW, 0), {1}),
+    ((0, 2, 3), "initiated", (3, NEW, 0), {2}),
+    ((1, 2, 3), "initiated", (3, NEW, 0), {1, 2}),
+    ((0, 0, 0), "responded", (0, 0, NEW), set()),
+    ((1, 2, 0), "responded", (0, 2, NEW), {1}),
+    ((1, 2, 3), "responded", (0, 2, NEW), {1, 3}),
+    ((0, 0, 3), "confirmed", (0, 3, 0), set()),
+    ((1, 2, 3), "confirmed", (2, 3, 0), {1}),
+    ((1, 2, 3), "clear", (0, 0, 0), {1, 2, 3}),
+]
+
+
+@pytest.mark.parametrize(("before", "event", "after", "out"), TRANSITIONS)
+def test_transitions(
+    before: tuple[int, int, int], event: str, after: tuple[int, int, int], out: set[int]
+) -> None:
+    keypairs = Keypairs(*(keypair(number) if number else None for number in before))
+    arguments = [keypair(NEW)] if event in {"initiated", "responded"} else []
+    fell_out = getattr(keypairs, event)(*arguments)
+    assert show(keypairs) == after
+    assert {pair.local_index for pair in fell_out} == out
+
+
+def test_keypairs_expire_one_by_one() -> None:
+    keypairs = Keypairs(keypair(1, 10.0), keypair(2, 130.0), keypair(3, 250.0))
+    assert keypairs.first_expiry() == 10.0 + wire.REJECT_AFTER_TIME
+    assert keypairs.expire(189.9) == []
+    assert [pair.local_index for pair in keypairs.expire(190.0)] == [1]
+    assert keypairs.usable(309.9)
+    assert not keypairs.usable(310.0)
+    assert [pair.local_index for pair in keypairs.expire(500.0)] == [2, 3]
+    assert keypairs.first_expiry() is None
+    assert expiry(keypair(1, 5.0)) == 185.0
