@@ -5,11 +5,12 @@
  * the low half and, in the high half, its epoch: how often the ring has gone round, (c / 32) /
  * WINDOW_WORDS. So a word is taken over for newer counters and a bit is set in one
  * compare-and-exchange: a counter is accepted by exactly one CPU, and a jump ahead clears
- * nothing. The epoch is cut to 32 bits; counters that far apart are told apart by the highest. */
+ * nothing. The epoch is cut to 32 bits, so a jump of 2^45 counters at once, which takes a
+ * sender that skips them on purpose, may be refused as too old; nothing is accepted twice. */
 #ifndef EBPFVPN_REPLAY_H
 #define EBPFVPN_REPLAY_H
 
-#include "maps.h"
+#include "layout.h"
 
 enum replay_verdict { REPLAY_NEW, REPLAY_SEEN, REPLAY_TOO_OLD };
 

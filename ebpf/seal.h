@@ -8,6 +8,7 @@
 
 #include "aead.h"
 #include "inner.h"
+#include "send_counter.h"
 #include "traffic.h"
 #include "tunnel.h"
 #include "wire.h"
@@ -224,20 +225,6 @@ static __always_inline int encrypt(
 		check = 0xffff; /* zero means none, which IPv6 receivers drop */
 	at -= MESSAGE_HEADER + sizeof(struct udphdr) - offsetof(struct udphdr, check);
 	return packet_store(packet, at, &check, sizeof(check));
-}
-
-#define NO_COUNTER (~0ULL)
-
-/* The next counter, or NO_COUNTER. Both checks leave room: REJECT_AFTER_MESSAGES is 2^13 short of
- * the end, and what is added past the limit is at most one per CPU. */
-static __always_inline __u64 take_counter(struct session *session)
-{
-	__u64 counter;
-
-	if (*(volatile __u64 *)&session->send_counter >= session->send_limit)
-		return NO_COUNTER;
-	counter = __sync_fetch_and_add(&session->send_counter, 1);
-	return counter >= session->send_limit ? NO_COUNTER : counter;
 }
 
 static __noinline struct route *find_route(const struct outgoing *o)
