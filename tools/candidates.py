@@ -68,6 +68,7 @@ def _is_attached(pair: EbpfvpnPair, side: int, attach_mode: str) -> bool:
 
 CANDIDATES: dict[str, Up] = {
     "ebpfvpn-native": ebpfvpn("native"),
+    "ebpfvpn-generic": ebpfvpn("generic"),
     "ebpfvpn-tc": ebpfvpn("tc"),
     WIREGUARD_GO: wireguard_go,
     "none": no_tunnel,

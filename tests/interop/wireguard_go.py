@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -134,12 +135,21 @@ class WireGuardGo:
     def _socket(self) -> Path:
         return SOCKETS / f"{self.interface}.sock"
 
+    def _listens(self) -> bool:
+        """wg(8) removes a socket that refuses: it must not ask between bind and listen."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self._socket))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+        return True
+
     def _enter(self, *argv: str) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *argv]
 
     def _wait_for_socket(self, deadline: float) -> None:
         assert self._process is not None
-        while not self._socket.exists():
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.terminate()
                 _, errors = self._process.communicate()

@@ -21,7 +21,9 @@ def test_rows(series: str) -> None:
         kernel = kernels.get(series)
     except kernels.KernelUnavailable as error:
         pytest.skip(str(error))
-    rows = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/rows"]
-    status, output = kernels.run(kernel, rows, directory=kernels.ROOT, timeout=540)
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=3"]
+    status, output = kernels.run(
+        kernel, [*pytest_, "tests/rows"], directory=kernels.ROOT, timeout=540
+    )
     assert status == 0, f"under Linux {kernel.release}:\n{output}"
     assert re.search(r"^\d+ passed", output.splitlines()[-1]), output

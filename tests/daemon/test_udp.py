@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.errors import OperatorError
+from ebpfvpn.udp import UdpSockets
+from netns import Namespace, address, namespace, veth
+
+OURS = ("192.0.2.1", "192.0.2.77", "2001:db8::1", "2001:db8::77")
+THEIRS = {4: "192.0.2.2", 6: "2001:db8::2"}
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Namespace, Namespace]]:
+    with namespace() as here, namespace() as there:
+        veth(here, there)
+        for own in OURS:
+            address(here, "under0", f"{own}/{64 if ':' in own else 24}")
+        for own in THEIRS.values():
+            address(there, "under0", f"{own}/{64 if ':' in own else 24}")
+        yield here, there
+
+
+@pytest.fixture
+def udp(ends: tuple[Namespace, Namespace]) -> Iterator[UdpSockets]:
+    sockets = ends[0].call(UdpSockets, 0, 0)
+    yield sockets
+    sockets.close()
+
+
+@pytest.fixture(params=[4, 6])
+def remote(
+    request: pytest.FixtureRequest, ends: tuple[Namespace, Namespace]
+) -> Iterator[socket.socket]:
+    """A plain socket on the other side."""
+    family = socket.AF_INET if request.param == 4 else socket.AF_INET6
+    sock = ends[1].call(socket.socket, family, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.bind((THEIRS[request.param], 0))
+    yield sock
+    sock.close()
+
+
+def own_of(sock: socket.socket) -> list[str]:
+    return [own for own in OURS if (":" in own) == (sock.family == socket.AF_INET6)]
+
+
+def receive(udp: UdpSockets) -> list[tuple[bytes, Endpoint, int]]:
+    ready, _, _ = select.select(udp.sockets, [], [], 5)
+    return [message for sock in ready for message in udp.receive(sock)]
+
+
+def test_both_families_have_one_port(udp: UdpSockets) -> None:
+    assert [sock.family for sock in udp.sockets] == [socket.AF_INET, socket.AF_INET6]
+    assert {sock.getsockname()[1] for sock in udp.sockets} == {udp.port}
+    assert udp.port != 0
+
+
+def test_a_message_tells_where_it_came_from_and_to(
+    ends: tuple[Namespace, Namespace], udp: UdpSockets, remote: socket.socket
+) -> None:
+    for own in own_of(remote):
+        if remote.family == socket.AF_INET:
+            remote.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x8A)
+        else:
+            remote.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0x8A)
+        remote.sendto(b"message", (own, udp.port))
+        ((data, source, tos),) = receive(udp)
+        their, port = remote.getsockname()[:2]
+        assert data == b"message"
+        assert source == Endpoint(
+            ip_address(their), port, ip_address(own), ends[0].ifindex("under0")
+        )
+        assert tos == 0x8A
+
+
+def test_an_answer_comes_from_the_address_that_was_asked(
+    udp: UdpSockets, remote: socket.socket
+) -> None:
+    their, port = remote.getsockname()[:2]
+    for own in own_of(remote):
+        assert udp.send(b"answer", Endpoint(ip_address(their), port, ip_address(own)))
+        data, source = remote.recvfrom(100)
+        assert (data, source[:2]) == (b"answer", (own, udp.port))
+
+
+def test_an_address_that_is_gone_is_replaced_by_the_kernels_choice(
+    udp: UdpSockets, remote: socket.socket
+) -> None:
+    their, port = remote.getsockname()[:2]
+    gone = "192.0.2.200" if remote.family == socket.AF_INET else "2001:db8::200"
+    assert udp.send(b"answer", Endpoint(ip_address(their), port, ip_address(gone)))
+    assert remote.recvfrom(100)[1][0] in own_of(remote)
+
+
+def test_no_way_is_no_exception(udp: UdpSockets) -> None:
+    assert not udp.send(b"x", Endpoint(ip_address("203.0.113.1"), 9))
+    assert not udp.send(b"x", Endpoint(ip_address("2001:db8:1::1"), 9))
+
+
+def test_link_local_endpoints(ends: tuple[Namespace, Namespace], udp: UdpSockets) -> None:
+    here, there = ends
+    address(here, "under0", "fe80::77/64")
+    address(there, "under0", "fe80::78/64")
+    index = there.ifindex("under0")
+    with there.call(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM) as remote:
+        remote.settimeout(5)
+        remote.bind(("fe80::78", 0, 0, index))
+        remote.sendto(b"hello", ("fe80::77", udp.port, 0, index))
+        ((_, source, _),) = receive(udp)
+        assert source == Endpoint(
+            ip_address("fe80::78"),
+            remote.getsockname()[1],
+            ip_address("fe80::77"),
+            here.ifindex("under0"),
+        )
+        assert udp.send(b"answer", source)
+        data, back = remote.recvfrom(100)
+        assert (data, back[0].partition("%")[0]) == (b"answer", "fe80::77")
+
+
+def test_a_batch_is_bounded_and_the_rest_stays(udp: UdpSockets, remote: socket.socket) -> None:
+    for number in range(100):
+        remote.sendto(bytes([number]), (own_of(remote)[0], udp.port))
+    received = [data[0] for data, _, _ in receive(udp)]
+    assert len(received) == 64
+    received += [data[0] for data, _, _ in receive(udp)]
+    assert received == list(range(100))
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_port_in_use_is_an_error_for_the_operator(family: socket.AddressFamily) -> None:
+    with namespace() as ns, ns.call(socket.socket, family, socket.SOCK_DGRAM) as taken:
+        if family == socket.AF_INET6:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(("", 0))
+        with pytest.raises(OperatorError, match="is in use; choose another ListenPort"):
+            ns.call(UdpSockets, taken.getsockname()[1], 0)
+
+
+def test_without_ipv6() -> None:
+    with namespace() as ns:
+        ns.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+        sockets = ns.call(UdpSockets, 0, 0)
+        assert sockets.sockets[0].family == socket.AF_INET
+        sockets.close()
+
+
+def test_the_mark_is_on_the_sockets() -> None:
+    with namespace() as ns:
+        sockets = ns.call(UdpSockets, 0, 0x1234)
+        for sock in sockets.sockets:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x1234
+        sockets.close()

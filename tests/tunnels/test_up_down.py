@@ -1,0 +1,261 @@
+"""What `up` makes, `down` removes; so do an `up` that fails and whatever follows a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns import namespace
+from tunnels.nodes import (
+    INNER,
+    OUTER,
+    PINS,
+    PORT,
+    RUN,
+    Node,
+    endpoint,
+    introduce,
+    node,
+    underlay,
+    wait_for,
+)
+from tunnels.traffic import ping
+
+
+def traces(node: Node) -> dict[str, Any]:
+    """All that a tunnel may leave: in the kernel's tables and on the file systems."""
+    ns = node.ns
+    inode = os.stat(ns.path).st_ino
+    links = json.loads(ns.run("ip", "-j", "-d", "link"))
+    return {
+        "links": [(link["ifname"], link["flags"], link.get("xdp")) for link in links],
+        "addresses": ns.run("ip", "-br", "address"),
+        "routes": ns.run("ip", "route", "show", "table", "all"),
+        "routes6": ns.run("ip", "-6", "route", "show", "table", "all"),
+        "rules": ns.run("ip", "rule") + ns.run("ip", "-6", "rule"),
+        "qdiscs": ns.run("tc", "qdisc"),
+        "filters": [
+            ns.run("tc", "filter", "show", "dev", link["ifname"], hook, check=False)
+            for link in links
+            for hook in ("ingress", "egress")
+        ],
+        "sockets": ns.run("ss", "-Huan"),
+        "pins": sorted(map(str, [*PINS.glob(f"{node.name}*"), *PINS.glob(f"@{inode}-*")])),
+        "run": sorted(map(str, RUN.glob(f"{node.name}*"))),
+    }
+
+
+@contextlib.contextmanager
+def one_node(**interface: object) -> Iterator[tuple[Node, Node]]:
+    """Two configured nodes of which none is up."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, OUTER, **interface)
+        yield one, other
+
+
+@pytest.mark.parametrize("mode", ["native", "generic", "tc"])
+def test_down_removes_everything(mode: str) -> None:
+    with one_node(AttachMode=mode) as (one, other):
+        before = traces(one)
+        other.up()
+        for _ in range(2):
+            one.up()
+            assert ping(one.ns, INNER[1]) == 3
+            during = traces(one)
+            assert all(during[kind] != before[kind] for kind in before if kind != "rules")
+            pid = one.show()["pid"]
+            one.down()
+            assert traces(one) == before
+            assert not Path(f"/proc/{pid}/exe").exists()
+
+
+def test_down_removes_the_rules_of_a_default_route() -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        one.configure(
+            {"ListenPort": PORT, "Address": f"{INNER[0]}/24, fd66::1/64"},
+            [other.peer("0.0.0.0/0", "::/0", endpoint=endpoint(OUTER[1]))],
+        )
+        before = traces(one)
+        one.up()
+        assert traces(one)["rules"] != before["rules"]
+        one.down()
+        assert traces(one) == before
+
+
+def test_down_without_up() -> None:
+    with one_node() as (one, _):
+        done = one.command("down", one.name)
+        assert (done.returncode, done.stderr) == (1, f"ebpfvpn: {one.name} is not up\n")
+
+
+def test_up_twice_is_an_error_and_changes_nothing() -> None:
+    with one_node() as (one, other):
+        one.up()
+        other.up()
+        assert ping(one.ns, INNER[1]) == 3
+        done = one.command("up", str(one.path))
+        assert (done.returncode, done.stderr) == (1, f"ebpfvpn: {one.name} is up already\n")
+        assert ping(one.ns, INNER[1]) == 3
+
+
+def test_a_name_that_is_in_use_in_another_namespace() -> None:
+    with one_node() as (one, other), namespace() as elsewhere:
+        one.up()
+        other.up()
+        twin = Node(elsewhere, one.path, one.private_key, one.public_key)
+        before = traces(twin)
+        done = twin.command("up", str(one.path))
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"ebpfvpn: {one.name} is ")
+        assert done.stderr.count("\n") == 1
+        after = traces(twin)
+        assert after == before
+        assert ping(one.ns, INNER[1]) == 3
+
+
+def refuse(one: Node, *words: str) -> None:
+    """`up` fails with one line that has these words, and leaves nothing behind."""
+    before = traces(one)
+    log = str(RUN / f"{one.name}.log")
+    done = one.command("up", str(one.path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("ebpfvpn: ")
+    assert done.stderr.count("\n") == 1
+    assert "bug" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    after = traces(one)
+    # The log of a daemon that failed may be read.
+    after["run"] = [path for path in after["run"] if path != log]
+    before["run"] = [path for path in before["run"] if path != log]
+    assert after == before
+    assert one.private_key not in done.stderr
+
+
+def test_a_port_in_use() -> None:
+    with one_node() as (one, _):
+        with one.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("", PORT))
+            refuse(one, f"UDP port {PORT} is in use", "ListenPort")
+        with one.ns.call(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM) as taken:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(("::", PORT))
+            refuse(one, f"UDP port {PORT} is in use", "ListenPort")
+        one.up()
+
+
+def test_an_address_that_the_kernel_refuses() -> None:
+    with one_node() as (one, other):
+        one.configure(
+            {"ListenPort": PORT, "Address": f"{INNER[0]}/24, ff02::1/64"},
+            [other.peer(INNER[1], endpoint=endpoint(OUTER[1]))],
+        )
+        refuse(one, "Address", "ff02::1")
+
+
+def test_a_device_of_that_name() -> None:
+    with one_node() as (one, _):
+        one.ns.run("ip", "link", "add", one.name, "type", "veth", "peer", "name", "other0")
+        refuse(one, one.name, "exists already")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Address = 10.0.0.300/24", ("Address",)),
+        ("AllowedIps = 10.0.0.0/8", ("AllowedIps", "Peer")),
+        ("Adress = 10.0.0.1/24", ("Adress", "did you mean Address?")),
+        ("#! AttachModus = tc", ("AttachModus",)),
+        ("#! AttachMode = fast", ("AttachMode",)),
+        ("PrivateKey = c2hvcnQ=", ("PrivateKey",)),
+        ("MTU = 70000", ("MTU",)),
+    ],
+)
+def test_a_file_with_an_error(line: str, words: tuple[str, ...]) -> None:
+    with namespace() as ns, node(ns) as one:
+        one.configure({"ListenPort": PORT}, [])
+        one.path.write_text(one.path.read_text() + line + "\n")
+        number = len(one.path.read_text().splitlines())
+        refuse(one, f"{one.path}:{number}", *words)
+
+
+def kill(node: Node) -> None:
+    pid = node.show()["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())
+
+
+@pytest.mark.parametrize("mode", ["native", "generic", "tc"])
+def test_down_after_a_kill(mode: str) -> None:
+    with one_node(AttachMode=mode) as (one, other):
+        before = traces(one)
+        one.up()
+        other.up()
+        assert ping(one.ns, INNER[1]) == 3
+        kill(one)
+        assert one.pins.exists()
+        one.down()
+        after = traces(one)
+        # The log of a daemon that was killed may be read.
+        after["run"] = [path for path in after["run"] if not path.endswith(".log")]
+        assert after == before
+        one.up()
+        assert ping(one.ns, INNER[1]) == 3
+
+
+@pytest.mark.parametrize("mode", ["native", "generic", "tc"])
+def test_up_after_a_kill(mode: str) -> None:
+    with one_node(AttachMode=mode) as (one, other):
+        before = traces(one)
+        other.up()
+        for _ in range(2):
+            one.up()
+            assert ping(one.ns, INNER[1]) == 3
+            kill(one)
+        one.up()
+        assert ping(one.ns, INNER[1]) == 3
+        one.down()
+        assert traces(one) == before
+
+
+def test_down_from_another_namespace_after_a_kill() -> None:
+    with one_node() as (one, other), namespace() as elsewhere:
+        before = traces(one)
+        one.up()
+        other.up()
+        assert ping(one.ns, INNER[1]) == 3
+        kill(one)
+        Node(elsewhere, one.path, one.private_key, one.public_key).down()
+        after = traces(one)
+        after["run"] = [path for path in after["run"] if not path.endswith(".log")]
+        assert after == before
+
+
+def test_foreground_runs_until_it_is_told_to_stop() -> None:
+    with one_node() as (one, other):
+        before = traces(one)
+        other.up()
+        command = one.ns.command(
+            sys.executable, "-m", "ebpfvpn", "up", "--foreground", str(one.path)
+        )
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for(lambda: (RUN / f"{one.name}.sock").exists())
+            wait_for(lambda: ping(one.ns, INNER[1]) == 3)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=15)
+        assert process.returncode == 0
+        assert f"{one.name} is up" in said
+        assert one.private_key not in said
+        assert traces(one) == before
