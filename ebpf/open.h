@@ -103,10 +103,13 @@ static __always_inline int strip(
 #else
 	if (untag(packet, &inner))
 		return drop(helper_failed);
+	packet->mark = 0; /* was the outer packet's */
 	excess = inner - sizeof(*header);
-	if (bpf_skb_adjust_room(packet, -excess, BPF_ADJ_ROOM_MAC, 0) ||
-		bpf_skb_change_tail(packet, sizeof(*header) + length, 0))
+	if (bpf_skb_adjust_room(packet, -excess, BPF_ADJ_ROOM_MAC, 0))
 		return drop(helper_failed);
+	/* Refused where the sender's inner packet was a tunnel's and came over veth, which keeps
+	 * that in mind; the stack cuts what is behind the packet too. */
+	bpf_skb_change_tail(packet, sizeof(*header) + length, 0);
 	/* It is authenticated: GRO need not look at the inner checksum again. */
 	bpf_csum_level(packet, BPF_CSUM_LEVEL_INC);
 #endif
@@ -232,6 +235,10 @@ static __always_inline int open_packet(packet_t *packet)
 
 	if (!c || parse_arrival(packet, &outer) != PARSED_UDP || outer.local_port != c->listen_port)
 		return VERDICT_PASS;
+#ifndef HOOK_XDP
+	if (c->fwmark)
+		packet->mark = c->fwmark; /* as mark_message, if it goes to the daemon */
+#endif
 	if (outer.is_fragment)
 		return pass(pass_fragment);
 #ifndef HOOK_XDP

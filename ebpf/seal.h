@@ -35,7 +35,8 @@ struct outgoing {
 	__u32 length; /* of the inner packet; 0: a keepalive */
 	__u32 padded;
 	__u8 ecn;
-	__u8 reserved[3];
+	__u8 too_long; /* for the way */
+	__u8 reserved[2];
 	__u64 counter;
 	__u64 sum; /* unfolded Internet checksum of what is written so far */
 };
@@ -89,7 +90,48 @@ static __always_inline int push_headers(packet_t *packet, const struct outgoing 
 		       bpf_skb_change_proto(packet, bpf_htons(ETH_P_IP), 0);
 	return bpf_skb_adjust_room(packet, room, BPF_ADJ_ROOM_MAC, 0);
 }
+
+/* Moves the rest of the packet down, from offset `from` to `to`. */
+static __noinline int move_down(packet_t *packet, __u32 from, __u32 to)
+{
+	__u32 rest = packet->len - from;
+	__u64 some[8];
+	__u64 last;
+	int i;
+
+	for (i = 0; i < MAX_BLOCKS + 2 && rest > sizeof(some); i++) {
+		if (packet_load(packet, from, some, sizeof(some)) ||
+			packet_store(packet, to, some, sizeof(some)))
+			return -1;
+		from += sizeof(some);
+		to += sizeof(some);
+		rest -= sizeof(some);
+	}
+	last = bounded(rest, sizeof(some));
+	return packet_load(packet, from, some, last) || packet_store(packet, to, some, last);
+}
+
+/* bpf_skb_change_tail refuses packets of a tunnel inside the tunnel. Room can be made before them;
+ * then the packet is moved. */
+static __always_inline int grow_tail(packet_t *packet, __u32 had, __u32 wanted)
+{
+	if (!bpf_skb_change_tail(packet, wanted, 0) || had >= wanted)
+		return 0;
+	if (bpf_skb_adjust_room(packet, wanted - had, BPF_ADJ_ROOM_MAC, 0) ||
+		bpf_skb_pull_data(packet, packet->len))
+		return -1;
+	return move_down(packet, ETH_HLEN + wanted - had, ETH_HLEN);
+}
 #endif
+
+/* Bytes behind the inner packet need not be zero by themselves. */
+static __always_inline int clear_padding(packet_t *packet, const struct outgoing *o)
+{
+	__u64 zero[2] = {}, padding = (o->padded - o->length) % PADDING;
+
+	return padding &&
+	       packet_store(packet, ETH_HLEN + o->length, zero, bounded(padding, PADDING));
+}
 
 #define GROWN (-2) /* no verdict of XDP's or tc's */
 
@@ -103,17 +145,11 @@ static __noinline int grow(packet_t *packet, const struct outgoing *o)
 	if (wanted != had && bpf_xdp_adjust_tail(packet, wanted - had))
 		return seal_in_tc();
 #else
-	if (bpf_skb_change_tail(packet, wanted, 0))
+	if (grow_tail(packet, had, wanted))
 		return drop(helper_failed);
 #endif
-	/* Bytes that were behind the inner packet before are not zero by themselves. */
-	if (had > ETH_HLEN + o->length) {
-		__u64 zero[2] = {}, padding = (o->padded - o->length) % PADDING;
-
-		if (padding &&
-			packet_store(packet, ETH_HLEN + o->length, zero, bounded(padding, PADDING)))
-			return drop(helper_failed);
-	}
+	if (clear_padding(packet, o))
+		return drop(helper_failed);
 #ifdef HOOK_XDP
 	if (bpf_xdp_adjust_head(packet, -(int)headers_length(o)))
 		return seal_in_tc();
@@ -275,6 +311,16 @@ static __always_inline int send_away(
 }
 #endif
 
+#ifndef HOOK_XDP
+/* Past this program only the daemon's packet socket sees the frame: for the stack it is somebody
+ * else's. */
+static __always_inline int send_up(void)
+{
+	count(pass_too_long);
+	return TC_ACT_OK;
+}
+#endif
+
 /* Whose packet it is, and how long. */
 static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
 {
@@ -307,8 +353,8 @@ static __always_inline int seal_packet(packet_t *packet)
 	struct route *route;
 	struct peer *peer;
 	struct outgoing o;
-	__u32 index;
 	int verdict;
+	__u32 index;
 
 	if (parse_frame(packet, &o))
 		return drop(malformed_frame);
@@ -329,6 +375,11 @@ static __always_inline int seal_packet(packet_t *packet)
 	if (!route || ~route->flags & (ROUTE_NEIGHBOUR | ROUTE_XDP))
 		return seal_in_tc();
 #endif
+	o.too_long = route && headers_length(&o) + o.padded + TAG_LENGTH > route->mtu;
+#ifdef HOOK_XDP
+	if (o.too_long)
+		return seal_in_tc();
+#endif
 	verdict = grow(packet, &o);
 	if (verdict != GROWN)
 		return verdict;
@@ -338,6 +389,10 @@ static __always_inline int seal_packet(packet_t *packet)
 	if (write_headers(packet, session, &o) || encrypt(packet, both, &o))
 		return drop(helper_failed);
 	traffic_sent(peer, MESSAGE_OVERHEAD + o.padded, o.length > 0, now);
+#ifndef HOOK_XDP
+	if (o.too_long)
+		return send_up();
+#endif
 	return send_away(packet, &o, route);
 }
 

@@ -12,6 +12,8 @@
 #include "tunnel.h"
 #include "wire.h"
 
+#define IPV6_LEAST_MTU 1280 /* RFC 8200, section 5 */
+
 /* Of a GSO packet: length of each of the packets it will become. */
 static __always_inline __u32 segment_length(struct __sk_buff *skb, void *ip, void *end)
 {
@@ -37,16 +39,30 @@ static __always_inline __u32 segment_length(struct __sk_buff *skb, void *ip, voi
 	return headers + skb->gso_size;
 }
 
+/* Whether what it will become is too long for the way to the peer. IPv6 packets of its least MTU
+ * never are: their sender could do nothing about it, so their messages are fragmented. */
+static __always_inline int is_too_big(
+	struct __sk_buff *skb, const struct peer *peer, void *ip, void *end)
+{
+	__u32 most = peer->max_inner;
+
+	if (!most)
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) && most < IPV6_LEAST_MTU)
+		most = IPV6_LEAST_MTU;
+	return segment_length(skb, ip, end) > most;
+}
+
 static __always_inline int to_segmenter(struct __sk_buff *skb, struct config *c, __u32 peer)
 {
 	struct marked_header *header;
 	__be16 ethertype = skb->protocol;
 
 	/* A linear packet may have no room behind it, and XDP cannot give it any: seal takes the
-	 * length from the inner header, so some may be made here. */
-	if (!skb->gso_size && (void *)(long)skb->data + skb->len == (void *)(long)skb->data_end &&
-		bpf_skb_change_tail(skb, skb->len + PADDING + 16, 0))
-		return drop(helper_failed);
+	 * length from the inner header, so some may be made here. A tunnel inside the tunnel is
+	 * refused that, and sealed in tc. */
+	if (!skb->gso_size && (void *)(long)skb->data + skb->len == (void *)(long)skb->data_end)
+		bpf_skb_change_tail(skb, skb->len + PADDING + 16, 0);
 	if (bpf_skb_change_head(skb, sizeof(*header), 0))
 		return drop(helper_failed);
 	header = packet_data(skb);
@@ -84,7 +100,7 @@ int steer(struct __sk_buff *skb)
 	peer = bpf_map_lookup_elem(&peers, number);
 	if (!peer || !peer->usable || !peer->current || bpf_ktime_get_boot_ns() >= peer->expires)
 		return pass(pass_no_usable_session);
-	if (peer->max_inner && segment_length(skb, ip, end) > peer->max_inner)
+	if (is_too_big(skb, peer, ip, end))
 		return pass(pass_too_big);
 	return to_segmenter(skb, c, *number);
 }

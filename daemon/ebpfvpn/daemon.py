@@ -24,7 +24,7 @@ from ebpfvpn.actions import (
     SessionReady,
 )
 from ebpfvpn.config import Config
-from ebpfvpn.datapath import Confirmed
+from ebpfvpn.datapath import Confirmed, TooLong
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
@@ -188,6 +188,8 @@ class Daemon:
             self._answer(inner.unreachable(found), "unreachable")
             return
         longest = self.datapath.max_inner(peer)
+        if longest and found.version == 6:
+            longest = max(longest, inner.IPV6_LEAST_MTU)
         if longest and len(found.packet) > longest:
             self._handle_too_big(found, peer, longest)
             return
@@ -226,6 +228,9 @@ class Daemon:
         for event in events:
             if isinstance(event, Confirmed):
                 self.device.confirmed(event.peer, event.local_index, now())
+            elif isinstance(event, TooLong):
+                self.interface.udp.send(event.message, event.endpoint, event.tos)
+                self.counters["sent_fragmented"] += 1
             elif (endpoint := self.datapath.endpoint(event.peer)) is not None:
                 self.counters["roamed"] += 1
                 self.device.set_endpoint(event.peer, endpoint)

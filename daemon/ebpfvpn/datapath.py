@@ -71,7 +71,18 @@ class Roamed:
     peer: int
 
 
-Event = Confirmed | Roamed
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """A sealed message that the way to its endpoint does not take in one packet. The daemon sends
+    it by its socket, for the kernel fragments what comes from there."""
+
+    message: bytes
+    endpoint: Endpoint
+    tos: int
+    """TOS byte or traffic class of the outer packet."""
+
+
+Event = Confirmed | Roamed | TooLong
 
 
 class Datapath(Protocol):

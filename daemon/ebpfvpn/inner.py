@@ -9,6 +9,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+IPV6_LEAST_MTU = 1280
+"""RFC 8200, section 5: a longer way is found for these packets, if need be in fragments."""
+
 _IPV4, _IPV6 = 20, 40
 _ICMP, _ICMPV6 = 1, 58
 _TTL = 64
@@ -18,7 +21,7 @@ _UNREACHABLE4, _HOST_UNREACHABLE, _FRAGMENTATION_NEEDED = 3, 1, 4
 _UNREACHABLE6, _ADDRESS_UNREACHABLE, _TOO_BIG6 = 1, 3, 2
 _ICMP4_QUERIES = (0, 8, 13, 14)  # echo and timestamp: the types that may be answered with errors
 _QUOTE4 = 576 - _IPV4 - 8  # RFC 1812, section 4.3.2.3
-_QUOTE6 = 1280 - _IPV6 - 8  # RFC 4443, section 2.4
+_QUOTE6 = IPV6_LEAST_MTU - _IPV6 - 8  # RFC 4443, section 2.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def too_big(inner: Inner, mtu: int) -> bytes | None:
         return None
     if inner.version == 4:
         return _icmp4(inner, _UNREACHABLE4, _FRAGMENTATION_NEEDED, mtu)
-    return _icmp6(inner, _TOO_BIG6, 0, max(mtu, 1280))
+    return _icmp6(inner, _TOO_BIG6, 0, max(mtu, IPV6_LEAST_MTU))
 
 
 def fragment(inner: Inner, mtu: int) -> list[bytes]:

@@ -15,13 +15,16 @@ _MAX_MESSAGE = 65535
 _BATCH = 64
 _PORT_TRIES = 50
 
+HANDSHAKE_TOS = 0x88
+"""Class AF41, as Linux' WireGuard marks them."""
+
 _IP_PKTINFO = 8
 _IP_RECVTOS = 13
 _IP_TOS = 1
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_DONT = 0
 _IN_PKTINFO = struct.Struct("=I4s4s")  # ifindex, our address of the packet, its destination
 _IN6_PKTINFO = struct.Struct("=16sI")
-# Explicit congestion notification and class of handshakes, as Linux' WireGuard: AF41.
-_HANDSHAKE_TOS = 0x88
 
 
 class UdpSockets:
@@ -55,12 +58,11 @@ class UdpSockets:
             if family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
                 sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
-                sock.setsockopt(socket.IPPROTO_IP, _IP_TOS, _HANDSHAKE_TOS)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _HANDSHAKE_TOS)
             try:
                 sock.bind(("", self.port))
             except OSError as error:
@@ -88,13 +90,14 @@ class UdpSockets:
             else:
                 yield data, *_origin6(source, control)
 
-    def send(self, data: bytes, to: Endpoint) -> bool:
+    def send(self, data: bytes, to: Endpoint, tos: int = HANDSHAKE_TOS) -> bool:
         """From `to.local`, if that is still ours. False: the kernel refused."""
         family = socket.AF_INET if to.address.version == 4 else socket.AF_INET6
         for sock in self.sockets:
             if sock.family == family:
-                return _send(sock, data, to, _pktinfo(to)) or (
-                    to.local is not None and _send(sock, data, to, [])
+                marked = _tos(family, tos)
+                return _send(sock, data, to, [*_pktinfo(to), *marked]) or (
+                    to.local is not None and _send(sock, data, to, marked)
                 )
         return False
 
@@ -134,6 +137,13 @@ def _origin6(
             tos = data[0]
     address = IPv6Address(source[0].partition("%")[0])
     return Endpoint(address, source[1], local, ifindex), tos
+
+
+def _tos(family: int, tos: int) -> list[tuple[int, int, bytes]]:
+    value = struct.pack("=i", tos)
+    if family == socket.AF_INET:
+        return [(socket.IPPROTO_IP, _IP_TOS, value)]
+    return [(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, value)]
 
 
 def _pktinfo(to: Endpoint) -> list[tuple[int, int, bytes]]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -29,10 +30,14 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> float:
 
 def ping(ns: Namespace, address: str, *options: str, count: int = 3) -> None:
     """Fails the test if a single one is not answered within 3 s."""
-    output = ns.run(
-        "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "3", *options, address, check=False
+    done = subprocess.run(
+        ns.command("ping", "-n", "-c", str(count), "-i", "0.05", "-W", "3", *options, address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
     )
-    assert " 0% packet loss" in output, f"{address}: {output}"
+    assert " 0% packet loss" in done.stdout, f"{address}: {done.stdout}"
 
 
 def send_tcp(sender: Namespace, receiver: Namespace, address: str, size: int = 20_000_000) -> None:

@@ -35,6 +35,7 @@ from rows.tunnel import (
 )
 
 HOOKS = ("seal_xdp", "seal_tc")
+TC_ACT_OK = 0
 DATA = bytes(range(1, 102))
 KEEPALIVE = marked(PEER, bytes(20), keepalive=True, ethertype=0x0800)
 
@@ -346,3 +347,21 @@ def test_sealed_here_opened_there(tunnel: Tunnel, seal: str, open_: str, length:
     frame[12:14] = b"\x08\0"
     frame[36:38] = struct.pack("!H", PORT)
     assert tunnel.run(open_, bytes(frame)).data[14:] == packet
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_too_long_for_the_way(tunnel: Tunnel, version: int) -> None:
+    """Sealed all the same, and left to the daemon's packet socket: the stack drops it by its MAC
+    address. The packet that just fits goes."""
+    wanted = sealed(pad(sized(112)), version)
+    tunnel.set_endpoint(version)
+    tunnel.set_route(version, mtu=len(wanted) - 1)
+    frame = marked(PEER, sized(112))
+    assert tunnel.run("seal_xdp", frame).retval == retval("seal_xdp", Verdict.PASS)
+    assert tunnel.counted() == {"pass_seal_in_tc": 1}
+    result = tunnel.run("seal_tc", frame)
+    assert (result.retval, result.data[14:]) == (TC_ACT_OK, wanted)
+    assert tunnel.counted() == {"pass_seal_in_tc": 1, "pass_too_long": 1}
+    tunnel.set_route(version, mtu=len(wanted))
+    for hook in HOOKS:
+        assert tunnel.run(hook, frame).retval == retval(hook, Verdict.GO)

@@ -102,11 +102,20 @@ def test_peer_that_is_gone(tunnel: Tunnel) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_too_big_for_the_path(tunnel: Tunnel, version: int) -> None:
-    data = packet(version, bytes(1200))
+    data = packet(version, bytes(1300))
     tunnel.change_peer(max_inner=len(data))
     run(tunnel, data, Verdict.GO)
     tunnel.change_peer(max_inner=len(data) - 1)
     run(tunnel, data, Verdict.PASS, "pass_too_big")
+
+
+@pytest.mark.parametrize(("version", "longest"), [(4, 1000), (6, 1280)])
+def test_ipv6_has_a_least_mtu(tunnel: Tunnel, version: int, longest: int) -> None:
+    """RFC 8200: there is no shorter packet to ask the sender for."""
+    headers = len(packet(version, b""))
+    tunnel.change_peer(max_inner=1000)
+    run(tunnel, packet(version, bytes(longest - headers)), Verdict.GO)
+    run(tunnel, packet(version, bytes(longest - headers + 1)), Verdict.PASS, "pass_too_big")
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -120,10 +129,10 @@ def test_super_packet_is_judged_by_its_segments(tunnel: Tunnel, version: int, ki
         options = b"\x01" * 12 if kind == "tcp with options" else b""
         whole = tcp(version, data, options=options)
     headers = len(whole) - len(data)
-    tunnel.change_peer(max_inner=headers + 1000)
+    tunnel.change_peer(max_inner=headers + 1300)
     # As it is: the kernel cuts it later.
-    assert run(tunnel, whole, Verdict.GO, gso_size=1000) == marked(PEER, whole)
-    run(tunnel, whole, Verdict.PASS, "pass_too_big", gso_size=1001)
+    assert run(tunnel, whole, Verdict.GO, gso_size=1300) == marked(PEER, whole)
+    run(tunnel, whole, Verdict.PASS, "pass_too_big", gso_size=1301)
 
 
 def test_shorter_than_an_ip_header(tunnel: Tunnel) -> None:

@@ -235,7 +235,11 @@ class Tunnel:
         self.loaded.maps["endpoints"].update(number(peer), bytes(entry))
 
     def set_route(
-        self, version: int, *, flags: int = layout.ROUTE_NEIGHBOUR | layout.ROUTE_XDP
+        self,
+        version: int,
+        *,
+        flags: int = layout.ROUTE_NEIGHBOUR | layout.ROUTE_XDP,
+        mtu: int = 9001,
     ) -> None:
         """The way to PEER_ADDRESS, with MAC addresses HERE and THERE."""
         remote, local, gateway = (
@@ -244,7 +248,7 @@ class Tunnel:
         )
         route = layout.Route(
             ifindex=UNDERLAY,
-            mtu=1500,
+            mtu=mtu,
             flags=flags,
             source_mac=octets(packets.HERE),
             destination_mac=octets(packets.THERE),

@@ -136,6 +136,8 @@ def node(ns: Namespace) -> Iterator[Node]:
         finally:
             if found.pins.exists() or (RUN / f"{found.name}.sock").exists():
                 found.down()
+            # That of a daemon that failed or was killed stays.
+            (RUN / f"{found.name}.log").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ is to be called in that namespace. Nothing is left when construction fails.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
@@ -15,7 +16,7 @@ from ebpfvpn.datapath import Confirmed, Event, Roamed, SessionState, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import bpffs, hooks, layout, leftovers, objects, segmenter
 from ebpfvpn.kernel.attach import AttachMode, Tunnel
-from ebpfvpn.kernel.frames import FrameSocket, reinjected, to_seal
+from ebpfvpn.kernel.frames import FrameSocket, MessageSocket, reinjected, to_seal
 from ebpfvpn.kernel.hooks import Filter
 from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.libbpf import BpfError
@@ -70,6 +71,13 @@ class KernelDatapath:
             undo.callback(self._inner.close)
             self._events = RingBuffer(loaded.maps["events"])
             undo.callback(self._events.close)
+            self._sent_up = [MessageSocket(self._segmenter.inner, version) for version in (4, 6)]
+            self._poll = select.epoll()
+            undo.callback(self._poll.close)
+            self._poll.register(self._events.fileno(), select.EPOLLIN)
+            for sock in self._sent_up:
+                undo.callback(sock.close)
+                self._poll.register(sock.fileno(), select.EPOLLIN)
             tunnel = Tunnel.of(name, tun_ifindex, listen_port, self._mark, loaded.programs)
             self._ways = Ways(loaded, self._netlink, tunnel, mtu, fwmark, attach_mode)
             undo.callback(self._ways.close)
@@ -222,7 +230,7 @@ class KernelDatapath:
         return counters | {"daemon_send_failed": self._send_failed}
 
     def events_fd(self) -> int:
-        return self._events.fileno()
+        return self._poll.fileno()
 
     def events(self) -> list[Event]:
         events: list[Event] = []
@@ -236,6 +244,8 @@ class KernelDatapath:
                 events.append(Roamed(event.peer))
         if roamed:
             self._ways.roamed(roamed)
+        for sock in self._sent_up:
+            events.extend(sock.receive())
         return events
 
     def network_changed(self) -> None:

@@ -1,17 +1,22 @@
-"""Frames that the daemon itself puts on the segmenter (docs/architecture.md)."""
+"""Frames that the daemon puts on the segmenter, and takes from it (docs/architecture.md)."""
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
 
-from ebpfvpn.datapath import DatapathError
+from ebpfvpn.datapath import DatapathError, TooLong
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel.layout import number
 
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _UDP = 17
 _TTL = 64
+_IP_HEADER = {4: 20, 6: 40}
+_UDP_HEADER = 8
+_BATCH = 64
 _KEEPALIVE = bytes(20)  # as long as an IPv4 header, which is not looked at
 
 
@@ -72,3 +77,45 @@ class FrameSocket:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class MessageSocket:
+    """Takes what `seal_tc` sends up: sealed messages that are too long for their way."""
+
+    def __init__(self, ifindex: int, version: int) -> None:
+        """For outer packets of one IP version, on the segmenter's inner end, in the network
+        namespace of this thread. DatapathError."""
+        try:
+            # Protocol 0 until it is bound: else it would take packets of all devices.
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._socket.bind((socket.if_indextoname(ifindex), _ETHERTYPE[version]))
+        except OSError as error:
+            raise DatapathError(f"cannot open a packet socket: {error.strerror}") from None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self) -> Iterator[TooLong]:
+        """What waits, a batch at most."""
+        for _ in range(_BATCH):
+            try:
+                packet = self._socket.recv(65535)
+            except OSError:
+                return
+            yield _too_long(packet)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _too_long(packet: bytes) -> TooLong:
+    """From an outer packet, as seal_tc writes it."""
+    version = packet[0] >> 4
+    local, remote = (
+        (packet[12:16], packet[16:20]) if version == 4 else (packet[8:24], packet[24:40])
+    )
+    tos = packet[1] if version == 4 else (packet[0] & 15) << 4 | packet[1] >> 4
+    udp = packet[_IP_HEADER[version] :]
+    port = int.from_bytes(udp[2:4], "big")
+    message = udp[_UDP_HEADER : int.from_bytes(udp[4:6], "big")]
+    return TooLong(message, Endpoint(ip_address(remote), port, ip_address(local)), tos)
