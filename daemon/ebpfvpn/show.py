@@ -71,13 +71,23 @@ class Status(TypedDict):
     """Other counters of the daemon."""
 
 
+_PASS = "pass_"
+"""Begins the reasons why a packet was not dropped but took another way."""
+
+
 def text(status: Status, now: float) -> str:
     """For people; `now` is seconds since 1970. Ends with a newline."""
     lines = [*_interface(status)]
     for peer in status["peers"]:
         lines += ["", *_peer(peer, now)]
-    for title in ("drops", "refused", "daemon"):
-        counters: Mapping[str, int] = status[title]
+    passed = [name for name in status["drops"] if name.startswith(_PASS)]
+    sections: dict[str, Mapping[str, int]] = {
+        "drops": {name: n for name, n in status["drops"].items() if name not in passed},
+        "handed on": {name.removeprefix(_PASS): status["drops"][name] for name in passed},
+        "refused": status["refused"],
+        "daemon": status["daemon"],
+    }
+    for title, counters in sections.items():
         shown = {name: count for name, count in counters.items() if count}
         if shown:
             lines += ["", f"{title}:"]

@@ -71,7 +71,7 @@ def status() -> show.Status:
                 "sessions": [],
             },
         ],
-        "drops": {"bad_tag": 2, "replayed": 0},
+        "drops": {"bad_tag": 2, "replayed": 0, "pass_no_usable_session": 1},
         "refused": {"bad_mac1": 0},
         "daemon": {"queued_packets": 5},
     }

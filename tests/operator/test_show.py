@@ -31,6 +31,9 @@ peer: TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=
 drops:
   bad tag: 2
 
+handed on:
+  no usable session: 1
+
 daemon:
   queued packets: 5
 """

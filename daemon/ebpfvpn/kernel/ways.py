@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import replace
 
+from ebpfvpn.datapath import DatapathError
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import attach, layout
 from ebpfvpn.kernel.attach import Attachment, AttachMode, Tunnel
@@ -14,6 +16,8 @@ from ebpfvpn.kernel.map import BPF_F_LOCK
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.kernel.underlay import Way, resolve
 from ebpfvpn.netlink import Link, Netlink
+
+log = logging.getLogger(__name__)
 
 _HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
 """IP, UDP, header and tag of a message."""
@@ -41,6 +45,8 @@ class Ways:
         self._chosen: dict[int, Endpoint] = {}
         """By peer: what was written where the kernel chose our address. As long as no packet has
         changed it, the kernel may choose again."""
+        self._failed: dict[int, str] = {}
+        """By peer: what was said in the log already."""
         self.attachments: dict[int, Attachment] = {}
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
@@ -110,6 +116,17 @@ class Ways:
         self._endpoints.update(key, bytes(entry), flags)
 
     def _resolve(self, peer: int) -> None:
+        """What goes wrong concerns this peer alone, whose packets go the slower way meanwhile."""
+        try:
+            self._find_way(peer)
+        except (DatapathError, OSError) as error:
+            if self._failed.get(peer) != str(error):
+                log.warning("the way to peer number %d cannot be set: %s", peer, error)
+            self._failed[peer] = str(error)
+        else:
+            self._failed.pop(peer, None)
+
+    def _find_way(self, peer: int) -> None:
         endpoint = self.endpoint(peer)
         if endpoint is None:
             return
