@@ -96,6 +96,15 @@ def test_roaming_tells_and_sticks() -> None:
         ping(one, "10.66.0.2")
 
 
+@pytest.mark.parametrize(("mode", "threads"), [("native", "1"), ("tc", "0")])
+def test_seal_in_xdp_runs_in_threads(mode: AttachMode, threads: str) -> None:
+    script = "mount -t sysfs sysfs /sys && grep -l 'ebpfvpn .* inner' /sys/class/net/*/ifalias"
+    with namespace() as ns, node(ns, mode=mode):
+        found = ns.run("unshare", "--mount", "sh", "-c", f"{script} | xargs dirname")
+        read = f"mount -t sysfs sysfs /sys && cat {found.strip()}/threaded"
+        assert ns.run("unshare", "--mount", "sh", "-c", read).strip() == threads
+
+
 def test_confirmation_by_first_packet() -> None:
     with two_nodes() as (one, other):
         keys = secrets.token_bytes(32), secrets.token_bytes(32)

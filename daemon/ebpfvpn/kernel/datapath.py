@@ -136,6 +136,7 @@ class KernelDatapath:
             hooks.attach_xdp(inner, self._loaded.programs["seal_xdp"], hooks.XDP_NATIVE)
         except BpfError as error:
             return "tc", f"XDP on the segmenter refused: {error.reason}"
+        segmenter.seal_in_threads(self._segmenter)
         return "xdp", ""
 
     def describe(self) -> dict[str, object]:
