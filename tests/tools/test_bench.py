@@ -23,7 +23,8 @@ def test_every_measurement_of_every_candidate(options: list[str]) -> None:
     machine, *lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
     assert machine["kernel"] == Path("/proc/sys/kernel/osrelease").read_text().strip()
     measured = {(line["candidate"], line["measurement"]): line["value"] for line in lines}
-    candidates = ("ebpfvpn-native", "ebpfvpn-tc", "wireguard-go", "none")
+    modes = ("ebpfvpn-native", "ebpfvpn-generic", "ebpfvpn-tc")
+    candidates = (*modes, "wireguard-go", "none")
     assert set(measured) == {(name, unit) for name in candidates for unit in UNITS}
     assert all(value > 0 for value in measured.values()), measured
     assert all(name in done.stdout.splitlines()[-len(UNITS) - 1] for name in candidates)
