@@ -58,6 +58,7 @@ struct session {
 	__u64 expires; /* nothing is sealed or opened from then on */
 	__u64 send_counter; /* the next one to use; belongs to the programs alone */
 	__u64 send_limit; /* counters below it may be used */
+	__u64 rekey_at; /* the daemon is told, once, when this counter is used */
 	__u64 receive_highest; /* highest authenticated counter, plus one */
 	__u32 initiator;
 	__u32 reserved;
@@ -118,6 +119,7 @@ struct allowed_ip6 {
 enum event_type {
 	EVENT_CONFIRMED = 1, /* `next` became `current` by its first authenticated packet */
 	EVENT_ROAMED = 2, /* an authenticated packet came from a new endpoint */
+	EVENT_MESSAGES_USED = 3, /* the session has sealed as many as call for a new one */
 };
 
 struct event {

@@ -386,6 +386,8 @@ static __always_inline int seal_packet(packet_t *packet)
 	o.counter = take_counter(session);
 	if (o.counter == NO_COUNTER)
 		return drop(expired_send);
+	if (o.counter == session->rekey_at)
+		tell_daemon(EVENT_MESSAGES_USED, o.peer, index);
 	if (write_headers(packet, session, &o) || encrypt(packet, both, &o))
 		return drop(helper_failed);
 	traffic_sent(peer, MESSAGE_OVERHEAD + o.padded, o.length > 0, now);

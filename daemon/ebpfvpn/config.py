@@ -52,6 +52,8 @@ class InterfaceConfig:
     """How `open` is attached to the underlay's devices."""
     rekey_after_time: int = int(wire.REKEY_AFTER_TIME)
     """Seconds until the initiator of a session makes a new one."""
+    rekey_after_messages: int = wire.REKEY_AFTER_MESSAGES
+    """Messages sealed under a session until a new one is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,9 @@ _OWN_KEYS: dict[str, dict[str, _Key]] = {
         "AttachMode": _Key("attach_mode", config_values.attach_mode),
         "RekeyAfterTime": _Key(
             "rekey_after_time", config_values.number(5, int(wire.REKEY_AFTER_TIME))
+        ),
+        "RekeyAfterMessages": _Key(
+            "rekey_after_messages", config_values.number(1000, wire.REKEY_AFTER_MESSAGES)
         ),
     },
     "Peer": {},

@@ -40,7 +40,7 @@ def number(low: int, high: int, *, hexadecimal: bool = False, **names: int) -> C
         if value.lower() in names:
             return names[value.lower()]
         number = -1
-        if re.fullmatch(r"[0-9]{1,10}", value):
+        if re.fullmatch(r"[0-9]{1,20}", value):
             number = int(value)
         elif hexadecimal and re.fullmatch(r"0x[0-9a-fA-F]{1,8}", value):
             number = int(value, 16)

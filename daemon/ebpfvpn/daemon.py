@@ -24,7 +24,7 @@ from ebpfvpn.actions import (
     SessionReady,
 )
 from ebpfvpn.config import Config
-from ebpfvpn.datapath import Confirmed, TooLong
+from ebpfvpn.datapath import Confirmed, MessagesUsed, TooLong
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
@@ -86,6 +86,7 @@ class Daemon:
             config.interface.private_key,
             tai64n=lambda: tai64n.encode(time.time_ns()),
             rekey_after_time=config.interface.rekey_after_time,
+            rekey_after_messages=config.interface.rekey_after_messages,
         )
         self._icmp = Limiter(_ICMP_PER_SECOND)
         self._stop = asyncio.Event()
@@ -231,6 +232,8 @@ class Daemon:
             elif isinstance(event, TooLong):
                 self.interface.udp.send(event.message, event.endpoint, event.tos)
                 self.counters["sent_fragmented"] += 1
+            elif isinstance(event, MessagesUsed):
+                self.device.messages_used(event.peer, event.local_index, now())
             elif (endpoint := self.datapath.endpoint(event.peer)) is not None:
                 self.counters["roamed"] += 1
                 self.device.set_endpoint(event.peer, endpoint)

@@ -82,7 +82,15 @@ class TooLong:
     """TOS byte or traffic class of the outer packet."""
 
 
-Event = Confirmed | Roamed | TooLong
+@dataclass(frozen=True, slots=True)
+class MessagesUsed:
+    """The session has sealed as many messages as call for a new one; told once."""
+
+    peer: int
+    local_index: int
+
+
+Event = Confirmed | Roamed | TooLong | MessagesUsed
 
 
 class Datapath(Protocol):

@@ -169,6 +169,15 @@ class Device:
             self._session_ready(peer, confirm=False)
             self._settle(peer)
 
+    def messages_used(self, number: int, local_index: int, now: float) -> None:
+        """The session has sealed `rekey_after_messages`."""
+        peer = self._peers.get(number)
+        if peer is None or not (current := peer.keypairs.current):
+            return
+        if current.local_index == local_index:
+            self._start_handshake(peer, now)
+            self._settle(peer)
+
     def traffic(self, number: int, traffic: Traffic, send_counter: int, now: float) -> None:
         """The figures of a peer and the next counter of its current session, asked for about
         every half second. They must not be older than what was told before."""

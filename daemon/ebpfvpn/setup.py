@@ -67,6 +67,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         fwmark=fwmark,
         peers=len(config.peers),
         attach_mode=config.interface.attach_mode,
+        rekey_after_messages=config.interface.rekey_after_messages,
     )
     undo.callback(datapath.close)
     for sock in udp.sockets:

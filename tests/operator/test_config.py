@@ -72,6 +72,7 @@ OWN = f"""\
 privatekey = {PRIVATE}
 #! AttachMode = TC
 #!rekeyaftertime=10   # quicker than the protocol asks
+#! RekeyAfterMessages = 1152921504606846975
 
 [PEER]
 publickey = {PEER1}
@@ -136,6 +137,7 @@ def test_own_keys_and_any_case() -> None:
     result = parse(OWN)
     assert result.interface.attach_mode == "tc"
     assert result.interface.rekey_after_time == 10
+    assert result.interface.rekey_after_messages == 2**60 - 1
     assert result.peers[0].allowed_ips == ()
 
 

@@ -285,6 +285,27 @@ def test_a_responder_rekeys_after_too_many_messages() -> None:
     assert bob.initiations() == 1
 
 
+def test_the_datapath_says_when_messages_are_used() -> None:
+    """Without waiting for the figures to be asked for; a session that is not current any more
+    calls for nothing."""
+    network, alice, _ = established()
+    network.run(10)
+    before = alice.initiations()
+    current = alice.device.status(1).current
+    assert current is not None
+    alice.device.messages_used(1, current.local_index + 1, network.now)
+    alice.device.messages_used(99, current.local_index, network.now)
+    alice.act()
+    assert alice.initiations() == before
+    alice.device.messages_used(1, current.local_index, network.now)
+    alice.act()
+    assert alice.initiations() == before + 1
+    network.run(1)
+    renewed = alice.device.status(1).current
+    assert renewed is not None
+    assert renewed.local_index != current.local_index
+
+
 def test_sessions_end_after_three_minutes_each_retired_once() -> None:
     network, alice, bob = established()
     network.run(178.9)

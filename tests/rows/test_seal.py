@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ebpfvpn.kernel.layout import ROUTE_NEIGHBOUR, ROUTE_XDP
+from ebpfvpn.kernel.layout import EVENT_MESSAGES_USED, ROUTE_NEIGHBOUR, ROUTE_XDP
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES
 from rows import packets
 from rows.packets import HERE, THERE, ethernet, ipv4, ipv6, pad
@@ -365,3 +365,15 @@ def test_too_long_for_the_way(tunnel: Tunnel, version: int) -> None:
     tunnel.set_route(version, mtu=len(wanted))
     for hook in HOOKS:
         assert tunnel.run(hook, frame).retval == retval(hook, Verdict.GO)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_daemon_is_told_once_that_messages_are_used(tunnel: Tunnel, hook: str) -> None:
+    OVER_IPV4(tunnel)
+    tunnel.change_session(rekey_at=3)
+    told = [
+        (tunnel.run(hook, marked(PEER, inner(4))).retval == retval(hook, Verdict.GO))
+        and tunnel.events()
+        for _ in range(6)
+    ]
+    assert told == [[], [], [], [(EVENT_MESSAGES_USED, PEER, LOCAL_INDEX)], [], []]

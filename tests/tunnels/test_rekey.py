@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import time
 
-from tunnels.nodes import INNER, Node, introduce, node, underlay
+from tunnels.nodes import INNER, Node, introduce, node, underlay, wait_for
 from tunnels.traffic import Numbered, ping
 
 
 def current(node: Node) -> set[int]:
     sessions = node.show()["peers"][0]["sessions"]
     return {session["local_index"] for session in sessions if session["state"] == "current"}
+
+
+def test_a_number_of_messages_calls_for_new_keys() -> None:
+    """At most every five seconds, as handshakes are."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, RekeyAfterMessages=2000)
+        one.up()
+        other.up()
+        assert ping(one.ns, INNER[1]) == 3
+        first = current(one)
+        with Numbered(one.ns, other.ns, INNER[1], rate=2000) as there:
+            wait_for(lambda: len(current(one) - first) == 1, 10)
+        assert (there.refused, there.lost, there.duplicates) == (0, [], [])
 
 
 def test_nothing_is_lost_or_doubled_by_a_rekey() -> None:

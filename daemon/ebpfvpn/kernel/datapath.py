@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
-from ebpfvpn.datapath import Confirmed, Event, Roamed, SessionState, Traffic
+from ebpfvpn.datapath import Confirmed, Event, MessagesUsed, Roamed, SessionState, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import bpffs, hooks, layout, leftovers, objects, segmenter
 from ebpfvpn.kernel.attach import AttachMode, Tunnel
@@ -26,6 +26,7 @@ from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions
 from ebpfvpn.kernel.ways import Ways
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.netlink import Netlink
+from ebpfvpn.wire import REKEY_AFTER_MESSAGES
 
 Network = IPv4Network | IPv6Network
 
@@ -40,6 +41,7 @@ class KernelDatapath:
     def __init__(
         self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
         peers: int, attach_mode: AttachMode = "auto",
+        rekey_after_messages: int = REKEY_AFTER_MESSAGES,
     ) -> None:  # fmt: skip
         """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there may be.
         DatapathError: NAME is in use, or the machine lacks something."""
@@ -61,7 +63,7 @@ class KernelDatapath:
             self._segmenter = segmenter.create(self._netlink, name, mtu)
             undo.callback(segmenter.remove, self._netlink, self._segmenter)
             self._configure(tun_ifindex, mtu, fwmark)
-            self._sessions = Sessions(loaded)
+            self._sessions = Sessions(loaded, rekey_after_messages)
             undo.callback(self._sessions.close)
             self._seal, self._seal_reason = self._attach_segmenter()
             self._attach_tun(undo, tun_ifindex)
@@ -240,6 +242,8 @@ class KernelDatapath:
             event = layout.Event.from_buffer_copy(sample)
             if event.type == layout.EVENT_CONFIRMED:
                 events.append(Confirmed(event.peer, event.local_index))
+            elif event.type == layout.EVENT_MESSAGES_USED:
+                events.append(MessagesUsed(event.peer, event.local_index))
             elif event.type == layout.EVENT_ROAMED:
                 roamed.add(event.peer)
                 events.append(Roamed(event.peer))

@@ -25,6 +25,7 @@ ROUTE_XDP = 2
 
 EVENT_CONFIRMED = 1
 EVENT_ROAMED = 2
+EVENT_MESSAGES_USED = 3
 
 SET_CURRENT = 1
 SET_NEXT = 2
@@ -77,6 +78,7 @@ class Session(Structure):
         ("expires", c_uint64),
         ("send_counter", c_uint64),
         ("send_limit", c_uint64),
+        ("rekey_at", c_uint64),
         ("receive_highest", c_uint64),
         ("initiator", c_uint32),
         ("reserved", c_uint32),

@@ -27,7 +27,8 @@ _LONGER_THAN_A_PACKET = 0.1  # seconds
 class Sessions:
     """Of one tunnel, by local index."""
 
-    def __init__(self, loaded: Object) -> None:
+    def __init__(self, loaded: Object, rekey_after_messages: int) -> None:
+        self._rekey_after_messages = rekey_after_messages
         self._maps = loaded.maps
         self._set_peer = loaded.programs["set_peer"]
         self._wipe_keys = loaded.programs["wipe_keys"]
@@ -46,6 +47,7 @@ class Sessions:
             created=int(keypair.created * NANOSECONDS),
             expires=expires,
             send_limit=REJECT_AFTER_MESSAGES,
+            rekey_at=self._rekey_after_messages,
             initiator=keypair.initiator,
         )
         # The session last: without it nothing looks at the others.
