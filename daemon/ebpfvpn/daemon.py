@@ -24,7 +24,7 @@ from ebpfvpn.actions import (
     SessionReady,
 )
 from ebpfvpn.config import Config
-from ebpfvpn.datapath import Confirmed, MessagesUsed, TooLong
+from ebpfvpn.datapath import Confirmed, DatapathError, MessagesUsed, TooLong
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
@@ -252,6 +252,8 @@ class Daemon:
 
     def _poll(self) -> None:
         """Feeds the timers that hang on data packets."""
+        # First, so that one failure does not end the timers of all peers.
+        self._loop.call_later(POLL_INTERVAL, self._poll)
         sessions = self.datapath.sessions()
         if sessions:
             counters: dict[int, int] = {}
@@ -268,7 +270,6 @@ class Daemon:
                 if number in traffic:
                     self.device.traffic(number, traffic[number], counter, now())
             self._act()
-        self._loop.call_later(POLL_INTERVAL, self._poll)
 
     def _advance(self) -> None:
         self._wake = None
@@ -281,13 +282,21 @@ class Daemon:
         """Does what the protocol wants, and sees to it that it is called again in time."""
         while actions := self.device.actions():
             for action in actions:
-                self._do(action)
+                self._try(action)
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
         deadline = self.device.next_deadline()
         if deadline is not None:
             self._wake = self._loop.call_later(max(deadline - now(), 0.0), self._advance)
+
+    def _try(self, action: Action) -> None:
+        """One that fails must not take with it those behind it, which may be other peers'."""
+        try:
+            self._do(action)
+        except (DatapathError, OSError) as error:
+            self.counters["failed_actions"] += 1
+            log.error("%s: %s", type(action).__name__, error)
 
     def _do(self, action: Action) -> None:
         match action:

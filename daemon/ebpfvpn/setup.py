@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -22,8 +21,6 @@ OVERHEAD = 80
 """Of a message over IPv6: 40 + 8 + 16 + 16 bytes."""
 DEFAULT_MTU = 1420
 _LEAST_MTU = 1280
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

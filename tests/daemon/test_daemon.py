@@ -1,0 +1,76 @@
+"""The daemon's event loop side, with what it drives replaced: what a failure costs."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ebpfvpn import config, keys
+from ebpfvpn.actions import Action, Install, Send
+from ebpfvpn.daemon import Daemon
+from ebpfvpn.datapath import DatapathError
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.keypair import Keypair
+
+SEND = Send(None, b"message", Endpoint(ip_address("192.0.2.1"), 51820))
+INSTALL = Install(0, Keypair(1, 2, bytes(32), bytes(32), True, 0.0), confirmed=True)
+
+
+class Fakes:
+    """Datapath, socket, protocol and loop in one."""
+
+    def __init__(self, error: Exception, actions: list[Action]) -> None:
+        self.datapath = self.udp = self
+        self.error = error
+        self.waiting = [actions]
+        self.sent: list[bytes] = []
+        self.later: list[Callable[[], None]] = []
+
+    def install(self, *_: object, **__: object) -> None:
+        raise self.error
+
+    def sessions(self) -> list[Any]:
+        raise self.error
+
+    def send(self, data: bytes, _: Endpoint) -> bool:
+        self.sent.append(data)
+        return True
+
+    def actions(self) -> list[Action]:
+        return self.waiting.pop() if self.waiting else []
+
+    def next_deadline(self) -> None:
+        return None
+
+    def call_later(self, _: float, function: Callable[[], None]) -> None:
+        self.later.append(function)
+
+
+def daemon(fakes: Fakes) -> Daemon:
+    interface = config.InterfaceConfig(keys.generate_private_key())
+    made = Daemon(config.Config(Path("wg0.conf"), "wg0", interface, ()), cast(Any, fakes))
+    made.device = cast(Any, fakes)
+    made._loop = cast(Any, fakes)
+    return made
+
+
+@pytest.mark.parametrize("error", [DatapathError("full"), OSError(errno.ENOBUFS, "full")])
+def test_an_action_that_fails_leaves_the_others(error: Exception) -> None:
+    fakes = Fakes(error, [INSTALL, SEND])
+    made = daemon(fakes)
+    made._act()
+    assert fakes.sent == [b"message"]
+    assert made.counters == {"failed_actions": 1, "handshake_sent": 1}
+
+
+def test_the_timers_outlive_a_failure() -> None:
+    fakes = Fakes(DatapathError("no"), [])
+    made = daemon(fakes)
+    with pytest.raises(DatapathError):
+        made._poll()
+    assert fakes.later == [made._poll]
