@@ -43,7 +43,7 @@ class EbpfvpnPair:
             path.touch(mode=0o600)
             path.write_text(text)
             node, interface = self.lab.nodes[here], self.interfaces[here]
-            self.lab.defer(partial(_down, node, interface))
+            self.lab.defer(partial(down, node, interface))
             node.run(str(EBPFVPN), "up", str(path))
 
     def _config(
@@ -72,7 +72,8 @@ class EbpfvpnPair:
         return status
 
 
-def _down(node: Node, interface: str) -> None:
+def down(node: Node, interface: str) -> None:
+    """Takes the interface down, if anything of it is there. Raises LabError if that fails."""
     pins, socket = PINS / interface, Path("/run/ebpfvpn", f"{interface}.sock")
     if not (pins.exists() or socket.exists()):
         return

@@ -27,6 +27,7 @@ UNDERLAY = "net0"
 """The veth's name in either namespace."""
 
 T = TypeVar("T")
+L = TypeVar("L", bound="Lab")
 
 
 class LabError(Exception):
@@ -163,17 +164,21 @@ class Lab:
 
     def create(self) -> None:
         for node in self.nodes:
-            self.defer(partial(_remove_namespace, node))
-            run(["ip", "netns", "add", node.namespace])
-        left, right = self.nodes
-        link = ["ip", "link", "add", UNDERLAY, "netns", left.namespace, "type", "veth"]
-        run([*link, "peer", "name", UNDERLAY, "netns", right.namespace])
-        for node in self.nodes:
-            node.run("ip", "address", "add", f"{node.address}/24", "dev", UNDERLAY)
-            node.run("ip", "link", "set", UNDERLAY, "up")
-            node.run("ip", "link", "set", "lo", "up")
+            self.add(node)
+        self.connect()
         self.defer(lambda: shutil.rmtree(self._directory or "", ignore_errors=True))
         self._directory = Path(tempfile.mkdtemp(prefix="ebpfvpn-lab-"))
+
+    def add(self, node: Node) -> None:
+        self.defer(partial(_remove_namespace, node))
+        run(["ip", "netns", "add", node.namespace])
+        node.run("ip", "link", "set", "lo", "up")
+
+    def connect(self) -> None:
+        """Joins the nodes by what lies between them."""
+        join(self.left, UNDERLAY, self.right, UNDERLAY)
+        for node in self.nodes:
+            node.run("ip", "address", "add", f"{node.address}/24", "dev", UNDERLAY)
 
     def close(self) -> None:
         while self._cleanups:
@@ -181,6 +186,14 @@ class Lab:
                 self._cleanups.pop()()
             except (LabError, OSError) as error:
                 self.problems.append(str(error))
+
+
+def join(one: Node, device: str, other: Node, other_device: str) -> None:
+    """A veth pair between two namespaces, both ends up."""
+    link = ["ip", "link", "add", device, "netns", one.namespace, "type", "veth"]
+    run([*link, "peer", "name", other_device, "netns", other.namespace])
+    one.run("ip", "link", "set", device, "up")
+    other.run("ip", "link", "set", other_device, "up")
 
 
 def _pids(node: Node) -> list[int]:
@@ -219,9 +232,13 @@ def _interruptible(lab: Lab) -> Iterator[None]:
 
 
 def in_lab(name: str, body: Callable[[Lab], T]) -> T:
-    """Makes a lab, calls `body` with it and takes the lab away, whatever happens. Raises LabError
+    """`within` a lab of this name."""
+    return within(Lab(name), body)
+
+
+def within(lab: L, body: Callable[[L], T]) -> T:
+    """Makes the lab, calls `body` with it and takes the lab away, whatever happens. Raises LabError
     if that leaves something behind, and Interrupted."""
-    lab = Lab(name)
     with _interruptible(lab):
         try:
             # Two blocks, so that no signal falls between the body and the clean-up.

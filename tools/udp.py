@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from mmsg import Iovec, Mmsghdr
+
 BATCH = 64
 PACED_BATCH = 32
 """A quarter of a small ring (256), so that pacing does not overrun it by itself."""
@@ -28,34 +30,14 @@ _SO_ATTACH_FILTER = 26
 _PR_SET_TIMERSLACK = 29
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Msghdr(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint32),
-        ("iov", ctypes.POINTER(_Iovec)),
-        ("iov_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Mmsghdr(ctypes.Structure):
-    _fields_ = (("header", _Msghdr), ("length", ctypes.c_uint32))
-
-
 class Sender:
     """`batch` equal messages, sent by one system call."""
 
     def __init__(self, connected: socket.socket, size: int, batch: int) -> None:
         self._socket = connected
         self._payload = ctypes.create_string_buffer(size)
-        self._iovec = _Iovec(ctypes.addressof(self._payload), size)
-        self._messages = (_Mmsghdr * batch)()
+        self._iovec = Iovec(ctypes.addressof(self._payload), size)
+        self._messages = (Mmsghdr * batch)()
         for message in self._messages:
             message.header.iov = ctypes.pointer(self._iovec)
             message.header.iov_count = 1

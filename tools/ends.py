@@ -1,0 +1,165 @@
+"""The two ends of a tunnel that soaks: ebpfvpn, or wireguard-go as the other one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ebpfvpn_pair
+from lab import EBPFVPN, ROOT, LabError, Node, run, wait_for
+from soak_lab import PORT, RelayLab
+
+sys.path += [str(ROOT / "tests"), str(ROOT / "daemon")]
+
+from ebpfvpn.kernel.layout import Session, from_number
+from ebpfvpn.kernel.map import Map
+from interop.wireguard_go import WireGuardGo, genkey
+
+ADDRESSES = ("198.51.100.1", "198.51.100.2")
+"""Inside the tunnel: a, b."""
+
+
+class Ours:
+    """An interface of ours."""
+
+    def __init__(self, here: RelayLab, node: Node, text: str) -> None:
+        self.node = node
+        self.interface = f"soak{secrets.token_hex(4)}"
+        self.path = here.directory / f"{self.interface}.conf"
+        self.path.touch(mode=0o600)
+        self.path.write_text(text)
+        here.defer(partial(ebpfvpn_pair.down, node, self.interface))
+
+    def up(self) -> None:
+        self.command("up", str(self.path))
+
+    def command(self, *arguments: str) -> str:
+        return self.node.run(str(EBPFVPN), *arguments)
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.command("show", "--json", self.interface))
+        return status
+
+    def drops(self) -> dict[str, int]:
+        drops: dict[str, int] = self.status()["drops"]
+        return drops
+
+    def has_session(self) -> bool:
+        sessions = self.status()["peers"][0]["sessions"]
+        return any(session["state"] == "current" for session in sessions)
+
+    def kill(self) -> None:
+        """The daemon, as a crash would end it."""
+        pid = self.status()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not _runs(pid), 5, "the killed daemon to end")
+
+    @contextlib.contextmanager
+    def current_session(self) -> Iterator[Session]:
+        """That of the one peer; what is changed in it is written back. Nothing may seal with it
+        meanwhile."""
+        (session,) = self.status()["peers"][0]["sessions"]
+        pins = Path(self.status()["datapath"]["pins"])
+        sessions = Map.pinned(pins / "sessions")
+        try:
+            (key,) = (k for k, _ in sessions.items() if from_number(k) == session["local_index"])
+            value = sessions.lookup(key)
+            assert value is not None
+            changed = Session.from_buffer_copy(value)
+            yield changed
+            sessions.update(key, bytes(changed))
+        finally:
+            sessions.close()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+class Theirs:
+    """An interface of wireguard-go."""
+
+    def __init__(self, here: RelayLab, node: Node, side: int, text: str) -> None:
+        interface = f"soak{secrets.token_hex(4)}"
+        self._end = WireGuardGo(node.namespace, interface, text, [f"{ADDRESSES[side]}/24"])
+        here.defer(self._end.stop)
+
+    def up(self) -> None:
+        self._end.start()
+
+
+Keys = Mapping[str, object]
+"""Our own keys of [Interface], by name."""
+
+
+class Tunnel:
+    """a and b, through the relay. a is always ours."""
+
+    def __init__(self, here: RelayLab, peer: str, a: Keys, b: Keys) -> None:
+        """`peer` is ebpfvpn or wireguard-go (which has no own keys): what b is."""
+        self.here = here
+        pairs = [genkey(), genkey()]
+        texts = [
+            _configuration(here, side, pairs[side][0], pairs[1 - side][1], own, peer)
+            for side, own in enumerate((a, b))
+        ]
+        self.a = Ours(here, here.left, texts[0])
+        self.b: Ours | Theirs
+        if peer == "ebpfvpn":
+            self.b = Ours(here, here.right, texts[1])
+        else:
+            self.b = Theirs(here, here.right, 1, texts[1])
+
+    @property
+    def ours(self) -> dict[str, Ours]:
+        """By side."""
+        return {
+            side: end for side, end in (("a", self.a), ("b", self.b)) if isinstance(end, Ours)
+        }
+
+    def up(self, timeout: int = 20) -> None:
+        """Both ends, and a session, initiated by a."""
+        self.b.up()
+        self.a.up()
+        self.here.left.run(
+            "ping", "-c", "1", "-W", str(timeout), ADDRESSES[1], timeout=timeout + 5, can_wait=False
+        )
+        for end in self.ours.values():
+            wait_for(end.has_session, 5, f"{end.interface} to have a session")
+
+
+def _configuration(
+    here: RelayLab, side: int, private_key: str, public_key: str, own: Keys, peer: str
+) -> str:
+    lines = ["[Interface]", f"PrivateKey = {private_key}", f"ListenPort = {PORT}"]
+    if side == 0 or peer == "ebpfvpn":
+        lines.append(f"Address = {ADDRESSES[side]}/24")
+        lines += [f"#! {key} = {value}" for key, value in own.items()]
+    lines += [
+        "[Peer]",
+        f"PublicKey = {public_key}",
+        f"AllowedIPs = {ADDRESSES[1 - side]}/32",
+        f"Endpoint = {here.relay_addresses[side]}:{PORT}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def require(command: str) -> None:
+    """LabError unless `ebpfvpn` has it."""
+    try:
+        run([str(EBPFVPN), command, "--help"])
+    except LabError as error:
+        raise LabError(f"this ebpfvpn has no command {command!r}") from error
+
+

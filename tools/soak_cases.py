@@ -1,0 +1,260 @@
+"""The cases of tools/soak. Each takes a lab of its own, and says which promise it looks at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from ends import Ours, require
+from lab import LabError
+from patterns import DATA, HANDSHAKE, INITIATION, Copies, Delay, Jump, Lose, Playback
+from soak_lab import RelayLab
+from soak_run import Options, Result, Run
+
+REKEY_SECONDS = 5
+"""The shortest that may be set."""
+WAY = 0.01
+"""Seconds, each way: so that packets are under way when keys change."""
+JUMPS = (130, 1000, 8000)
+"""Packets that are overtaken; the last fits wireguard-go's window (8,128) too."""
+SMALL_WINDOW = 128
+LEAST_JUMPS = 3
+COPIES = 3
+RESTART_EVERY = 4.0
+DEAD = 1.0
+"""Seconds without any daemon after kill -9."""
+
+
+def rekey(here: RelayLab, options: Options) -> Result:
+    """New keys: 0 lost, 0 delivered twice. The first half of them is initiated by a, the second by
+    b, both by age. The change: all initiations of a are lost until b, whose session has carried
+    more than it should, makes one; the age of a session is its initiator's business alone."""
+    keys = {
+        "RekeyAfterTime": REKEY_SECONDS,
+        "RekeyAfterMessages": max(1000, int(options.rate * REKEY_SECONDS * 1.6)),
+    }
+    run = Run(here, "rekey", options, keys, keys)
+    run.tunnel.up()
+    run.both(Delay(WAY))
+    run.start()
+    half = options.rekeys // 2 if options.peer == "ebpfvpn" else 0
+    # The first session of a is no rekey, the first of b is one.
+    run.wait_for_sessions("a", 1 + options.rekeys - half)
+    if half:
+        run.relay.set([Lose([INITIATION]), Delay(WAY)])
+        run.wait_for_sessions("b", 1)
+        run.relay.set([Delay(WAY)])
+        run.wait_for_sessions("b", half)
+    # The last session is used in both directions.
+    time.sleep(1)
+    result = run.finish()
+    result.notes.append(
+        f"{sum(result.sessions.values()) - 1} rekeys, {result.sessions['b']} initiated by b"
+    )
+    result.expect_nothing_lost()
+    result.expect_nothing_twice()
+    return result
+
+
+def jump(here: RelayLab, options: Options, ahead: int, window: int | None = None) -> Result:
+    """One packet is let ahead of the `ahead` before it, again and again. Nothing is lost with the
+    default window; a window of SMALL_WINDOW, for comparison, loses nearly all of those."""
+    keys = {} if window is None else {"ReplayWindow": window}
+    name = f"jump {ahead:,}" + (f", window {window}" if window else "")
+    run = Run(here, name, options, keys, keys)
+    run.tunnel.up()
+    run.both(Jump(ahead, every=ahead + 1000))
+    run.start()
+
+    def jumped() -> int:
+        return min(side["jumped"] for side in run.relay.report().values())
+
+    run.wait(lambda: jumped() >= LEAST_JUMPS, 60, f"{LEAST_JUMPS} packets to jump ahead")
+    time.sleep(options.seconds / 10)
+    result = run.finish()
+    jumps = sum(side["jumped"] for side in result.relay.values())
+    lost = sum(flow.lost for side, flow in result.flows.items() if _receives_with(run, side, window))
+    result.notes.append(f"{jumps} packets jumped {ahead:,} ahead; {lost / jumps:,.0f} lost for each")
+    result.expect_nothing_twice()
+    if window is None:
+        result.expect_nothing_lost()
+        for side, flow in result.flows.items():
+            result.expect(flow.most_late >= ahead, f"no packet from {side} was {ahead} late")
+    else:
+        result.expect(lost > 0, f"a window of {window} lost nothing: nothing jumped far enough")
+    return result
+
+
+def _receives_with(run: Run, sender: str, window: int | None) -> bool:
+    """Whether the other side of `sender` has this window: wireguard-go's is its own."""
+    return window is None or ({"a": "b", "b": "a"}[sender] in run.tunnel.ours)
+
+
+def thrice(here: RelayLab, options: Options) -> Result:
+    """Each data message arrives three times, and recordings are played back, from within the window
+    and from far behind it: 0 lost, 0 delivered twice."""
+    run = Run(here, "thrice", options)
+    run.tunnel.up()
+    run.both(Playback(2000, after=10_000), Playback(500, after=500), Copies(COPIES))
+    run.start(max(1, options.rate // COPIES))
+
+    def played() -> int:
+        return min(side["played"] for side in run.relay.report().values())
+
+    time.sleep(options.seconds)
+    run.wait(lambda: played() >= 1000, 60, "recordings to be played back")
+    result = run.finish()
+    played_back = sum(side["played"] for side in result.relay.values())
+    result.notes.append(f"{COPIES} copies of each, {played_back:,} played back")
+    result.expect_nothing_lost()
+    result.expect_nothing_twice()
+    for side, drops in result.drops.items():
+        for reason in ("replayed", "too_old"):
+            result.expect(drops.get(reason, 0) > 0, f"{side} counted nothing as {reason}")
+    return result
+
+
+def half_handshakes(here: RelayLab, options: Options) -> Result:
+    """Every second handshake message is lost, the first one to begin with: the tunnel comes up, and
+    stays up over rekeys."""
+    run = Run(here, "half-handshakes", options, {"RekeyAfterTime": REKEY_SECONDS})
+    run.relay.set([Lose(HANDSHAKE, every=2)], [Lose(HANDSHAKE, every=2, passing=1)])
+    run.tunnel.up(timeout=60)
+    run.start()
+    # A handshake takes up to five attempts, 5 s apart.
+    run.wait_for_sessions("a", 1 + max(1, options.rekeys // 4), patience=60)
+    time.sleep(1)
+    result = run.finish()
+    lost = sum(side["lost"] for side in result.relay.values())
+    result.notes.append(
+        f"{lost} handshake messages lost, {sum(result.sessions.values())} sessions made"
+    )
+    result.expect(lost >= 3, "hardly any handshake message was lost")
+    result.expect_nothing_lost()
+    result.expect_nothing_twice()
+    return result
+
+
+def restart(here: RelayLab, options: Options) -> Result:
+    """`ebpfvpn restart`, and kill -9 with `ebpfvpn up` a second later, by turns and at every end of
+    ours: nothing lost, and rekeys go on."""
+    require("restart")
+    keys = {"RekeyAfterTime": 2 * REKEY_SECONDS}
+    run = Run(here, "restart", options, keys, keys)
+    run.tunnel.up()
+    run.start()
+    ends = list(run.tunnel.ours.values())
+    begin = time.monotonic()
+    restarts = kills = 0
+    for end, crash in _turns(ends):
+        pause = RESTART_EVERY * (restarts + kills + 1) - (time.monotonic() - begin)
+        time.sleep(max(0.0, pause))
+        if time.monotonic() - begin > options.seconds and kills:
+            break
+        before = end.status()["pid"]
+        if crash:
+            end.kill()
+            time.sleep(DEAD)
+            end.up()
+            kills += 1
+        else:
+            end.command("restart", end.interface)
+            restarts += 1
+        run.result.expect(end.status()["pid"] != before, "the daemon is the old one")
+    run.wait_for_sessions("a", run.sessions()["a"] + 1)
+    time.sleep(1)
+    result = run.finish()
+    result.notes.append(
+        f"{restarts} restarts, {kills} kills, {sum(result.sessions.values())} sessions"
+    )
+    result.expect_nothing_lost()
+    result.expect_nothing_twice()
+    return result
+
+
+def _turns(ends: list[Ours]) -> Iterator[tuple[Ours, bool]]:
+    while True:
+        for crash in (False, True):
+            for end in ends:
+                yield end, crash
+
+
+def crossing(here: RelayLab, options: Options) -> Result:
+    """The counter crosses 2^32 in the middle of the stream, and a little later asks for new keys:
+    they come in time."""
+    run = Run(here, "counters past 2^32", options)
+    run.tunnel.up()
+    boundary, margin = 2**32, 2 * options.rate
+    for side, end in run.tunnel.ours.items():
+        with end.current_session() as session:
+            session.send_counter = boundary - margin
+            if side == "a":
+                session.rekey_at = boundary + margin
+    run.start()
+    run.wait_for_sessions("a", 2)
+    time.sleep(1)
+    result = run.finish()
+    result.notes.append(f"{sum(result.sessions.values()) - 1} rekey after crossing")
+    for side in run.tunnel.ours:
+        highest = result.relay[side]["highest_counter"]
+        result.expect(highest > boundary, f"{side} did not get past 2^32: {highest}")
+    result.expect_nothing_lost()
+    result.expect_nothing_twice()
+    return result
+
+
+def limit(here: RelayLab, options: Options) -> Result:
+    """REJECT_AFTER_MESSAGES is reached, and no handshake gets through: a clean stop, no counter used
+    twice, and every packet after it counted. When handshakes get through, it goes on."""
+    run = Run(here, "counters to the limit", options)
+    run.tunnel.up()
+    rate = options.rate
+    limits: dict[str, int] = {}
+    for side, end in run.tunnel.ours.items():
+        with end.current_session() as session:
+            session.rekey_at = session.send_counter + rate
+            session.send_limit = limits[side] = session.send_counter + 2 * rate
+    run.both(Lose(HANDSHAKE))
+    run.start()
+    ours = run.tunnel.ours
+    run.wait(
+        lambda: all(end.drops()["expired_send"] > rate for end in ours.values()),
+        60,
+        "packets to be dropped at the limit",
+    )
+    stopped = run.relay.report()
+    for side in ours:
+        highest = stopped[side]["highest_counter"]
+        run.result.expect(
+            highest == limits[side] - 1, f"{side} sealed up to {highest}, not {limits[side] - 1}"
+        )
+    run.both()
+    before = run.received()
+    run.wait(
+        lambda: all(run.received()[side] > before[side] + rate for side in ours), 30, "new keys"
+    )
+    result = run.finish()
+    for side in ours:
+        lost, counted = result.flows[side].lost, result.drops[side].get("expired_send", 0)
+        result.notes.append(f"{side} stopped at its limit: {counted:,} dropped and counted")
+        if not result.invalid:
+            result.expect(lost == counted, f"{lost} packets from {side} lost, {counted} counted")
+    result.expect_nothing_twice()
+    return result
+
+
+Case = Callable[[RelayLab, Options], Result]
+
+CASES: dict[str, list[Case]] = {
+    "rekey": [rekey],
+    "jump": [
+        partial(jump, ahead=ahead, window=window)
+        for ahead in JUMPS
+        for window in (None, SMALL_WINDOW)
+    ],
+    "thrice": [thrice],
+    "half-handshakes": [half_handshakes],
+    "restart": [restart],
+    "counters": [crossing, limit],
+}
