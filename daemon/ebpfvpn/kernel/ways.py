@@ -50,10 +50,9 @@ class Ways:
         self.attachments: dict[int, Attachment] = {}
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
-        self._write(peer, endpoint)
         self._chosen.pop(peer, None)
         self._find_links()
-        self._resolve(peer)
+        self._resolve(peer, endpoint)
 
     def endpoint(self, peer: int) -> Endpoint | None:
         raw = self._endpoints.lookup(number(peer), BPF_F_LOCK)
@@ -115,19 +114,22 @@ class Ways:
         flags = BPF_F_LOCK if self._endpoints.lookup(key, BPF_F_LOCK) is not None else 0
         self._endpoints.update(key, bytes(entry), flags)
 
-    def _resolve(self, peer: int) -> None:
-        """What goes wrong concerns this peer alone, whose packets go the slower way meanwhile."""
+    def _resolve(self, peer: int, new: Endpoint | None = None) -> None:
+        """The way to the peer's endpoint, or to a `new` one that is not written yet. What goes wrong
+        concerns this peer alone, whose packets go the slower way meanwhile."""
         try:
-            self._find_way(peer)
+            self._find_way(peer, new)
         except (DatapathError, OSError) as error:
+            if new is not None:
+                self._write(peer, new)
             if self._failed.get(peer) != str(error):
                 log.warning("the way to peer number %d cannot be set: %s", peer, error)
             self._failed[peer] = str(error)
         else:
             self._failed.pop(peer, None)
 
-    def _find_way(self, peer: int) -> None:
-        endpoint = self.endpoint(peer)
+    def _find_way(self, peer: int, new: Endpoint | None) -> None:
+        endpoint = new or self.endpoint(peer)
         if endpoint is None:
             return
         way = self._way(endpoint, endpoint.local)
@@ -136,16 +138,22 @@ class Ways:
             way = self._way(endpoint, None)
             endpoint = replace(endpoint, local=None)
         if way is None:
+            if new is not None:
+                self._write(peer, new)
             self._use(peer, None)
             return
         local = endpoint.local or way.source
-        if endpoint.local is None:
-            self._chosen[peer] = replace(endpoint, local=local)
-            self._write(peer, self._chosen[peer])
         for ifindex in (way.link.ifindex, endpoint.ifindex):
             self._attach(ifindex)
         key = pack_address(endpoint.address) + pack_address(local)
+        # The route first: packets to an endpoint without one would be lost, as long as nothing
+        # says by which device to send them.
         self._routes.update(key, self._entry(way))
+        if endpoint.local is None:
+            self._chosen[peer] = replace(endpoint, local=local)
+            self._write(peer, self._chosen[peer])
+        elif new is not None:
+            self._write(peer, endpoint)
         self._use(peer, key)
         self._limit(peer, endpoint, way)
 
