@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import ebpfvpn_pair
 from lab import EBPFVPN, ROOT, LabError, Node, run, wait_for
 from soak_lab import PORT, RelayLab
 
-sys.path += [str(ROOT / "tests"), str(ROOT / "daemon")]
+sys.path.append(str(ROOT / "tests"))
 
 from ebpfvpn.kernel.layout import Session, from_number
 from ebpfvpn.kernel.map import Map
@@ -92,11 +92,19 @@ class Theirs:
 
     def __init__(self, here: RelayLab, node: Node, side: int, text: str) -> None:
         interface = f"soak{secrets.token_hex(4)}"
+        self.node = node
         self._end = WireGuardGo(node.namespace, interface, text, [f"{ADDRESSES[side]}/24"])
         here.defer(self._end.stop)
 
     def up(self) -> None:
         self._end.start()
+
+    def overflow(self) -> int:
+        """Packets that found the buffer of a UDP socket full: its own is small, and the receiver's
+        is counted elsewhere too."""
+        lines = self.node.run("cat", "/proc/net/snmp").splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Udp:"))
+        return int(values[names.index("RcvbufErrors")])
 
 
 Keys = Mapping[str, object]
@@ -124,9 +132,11 @@ class Tunnel:
     @property
     def ours(self) -> dict[str, Ours]:
         """By side."""
-        return {
-            side: end for side, end in (("a", self.a), ("b", self.b)) if isinstance(end, Ours)
-        }
+        return {side: end for side, end in (("a", self.a), ("b", self.b)) if isinstance(end, Ours)}
+
+    def overflow_at_peer(self) -> int:
+        """Packets that wireguard-go was too slow for."""
+        return self.b.overflow() if isinstance(self.b, Theirs) else 0
 
     def up(self, timeout: int = 20) -> None:
         """Both ends, and a session, initiated by a."""
@@ -161,5 +171,3 @@ def require(command: str) -> None:
         run([str(EBPFVPN), command, "--help"])
     except LabError as error:
         raise LabError(f"this ebpfvpn has no command {command!r}") from error
-
-

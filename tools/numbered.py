@@ -11,6 +11,7 @@ their input; they end with it. The generator stops sending at the first line.
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import select
@@ -109,11 +110,12 @@ class Listener:
 
     def run(self) -> None:
         """Until the input ends."""
+        commands = io.FileIO(sys.stdin.fileno(), closefd=False)
         while True:
             while self._read() == mmsg.BATCH:
                 pass
-            if select.select([sys.stdin], [], [], _READ_EVERY)[0]:
-                if not sys.stdin.buffer.raw.readline():  # type: ignore[attr-defined]
+            if select.select([commands], [], [], _READ_EVERY)[0]:
+                if not commands.readline():
                     return
                 print(json.dumps(self.report()), flush=True)
 

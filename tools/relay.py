@@ -13,6 +13,7 @@ Ends with its input. It forwards nothing that is no message of WireGuard's by it
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -101,6 +102,7 @@ class Direction:
 class Relay:
     def __init__(self, a: tuple[str, str], b: tuple[str, str], port: int) -> None:
         """Each: the relay's address towards the node, the node's address."""
+        self._commands = io.FileIO(sys.stdin.fileno(), closefd=False)
         sockets = []
         for local, remote in (a, b):
             sock = mmsg.udp_socket(local, port)
@@ -114,7 +116,7 @@ class Relay:
     def run(self) -> None:
         poll = select.poll()
         by_descriptor = {d.source.fileno(): d for d in self.directions.values()}
-        for descriptor in (*by_descriptor, sys.stdin.fileno()):
+        for descriptor in (*by_descriptor, self._commands.fileno()):
             poll.register(descriptor, select.POLLIN)
         while True:
             ready = poll.poll(self._timeout())
@@ -137,7 +139,7 @@ class Relay:
 
     def _command(self) -> bool:
         """Whether there was one."""
-        line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]
+        line = self._commands.readline()
         if not line:
             return False
         command = json.loads(line)

@@ -67,7 +67,9 @@ class Result:
         for side, flow in self.flows.items():
             if flow.lost and not self.invalid:
                 stretches = ", ".join(f"{first} to {last}" for first, last in flow.lost_first)
-                self.broken.append(f"{flow.lost} packets from {side} lost: {stretches or 'the last'}")
+                self.broken.append(
+                    f"{flow.lost} packets from {side} lost: {stretches or 'the last'}"
+                )
 
     def expect_nothing_twice(self) -> None:
         for side, flow in self.flows.items():
@@ -80,7 +82,12 @@ class Run:
     """A tunnel and traffic in it, in a lab of its own. Every step is bounded in time."""
 
     def __init__(
-        self, here: RelayLab, case: str, options: Options, a: Keys | None = None, b: Keys | None = None
+        self,
+        here: RelayLab,
+        case: str,
+        options: Options,
+        a: Keys | None = None,
+        b: Keys | None = None,
     ) -> None:
         """`a` and `b`: own keys of the two ends."""
         self.here = here
@@ -131,6 +138,9 @@ class Run:
             for name, count in self.here.dropped().items()
             if count > self._outside.get(name, 0)
         ]
+        overflow = self.tunnel.overflow_at_peer()
+        if overflow:
+            found.append(f"wireguard-go's socket: {overflow}")
         for side in SIDES:
             for name, count in self.result.relay[side]["failures"].items():
                 if count:
@@ -148,7 +158,7 @@ class Run:
         return found
 
     def wait_for_sessions(self, side: str, count: int, patience: float = 30) -> None:
-        """Until `side` has initiated `count`. LabError when none is added for `patience` seconds."""
+        """Until `side` has initiated `count`. LabError when `patience` seconds add none."""
         best, since = -1, time.monotonic()
         told = since
         while (now := self.sessions()[side]) < count:

@@ -25,7 +25,7 @@ class Watcher:
         """The other direction's."""
         self.handshakes: Counter[int] = Counter()
         """Messages by type, 1 to 3."""
-        self.sessions: Counter[str] = Counter({side: 0 for side in SIDES})
+        self.sessions: Counter[str] = Counter(dict.fromkeys(SIDES, 0))
         """Sessions that carried data, by who initiated them."""
         self.reused = 0
         """Counters that a session used twice."""

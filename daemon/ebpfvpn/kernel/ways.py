@@ -115,7 +115,7 @@ class Ways:
         self._endpoints.update(key, bytes(entry), flags)
 
     def _resolve(self, peer: int, new: Endpoint | None = None) -> None:
-        """The way to the peer's endpoint, or to a `new` one that is not written yet. What goes wrong
+        """The way to the peer's endpoint, or to a `new` one, not written yet. What goes wrong
         concerns this peer alone, whose packets go the slower way meanwhile."""
         try:
             self._find_way(peer, new)
