@@ -91,12 +91,14 @@ def thrice(here: RelayLab, options: Options) -> Result:
     and from far behind it: 0 lost, 0 delivered twice."""
     run = Run(here, "thrice", options)
     run.tunnel.up()
-    run.both(Playback(2000, after=10_000), Playback(500, after=500), Copies(COPIES))
+    # 10,000 old and 1,000 old: behind the window and within it.
+    old = Playback(1000, after=9000)
+    run.both(old, Playback(500, after=500), Copies(COPIES))
     run.start(max(1, options.rate // COPIES))
 
     time.sleep(options.seconds)
-    # Both patterns: the first one plays back 12,000 messages later, the second one sooner.
-    run.wait(partial(_each, run, "data", 20_000), 60, "recordings to be played back")
+    once = 2 * old.length + old.after
+    run.wait(partial(_each, run, "data", once), 60, "recordings to be played back")
     result = run.finish()
     played_back = sum(side["played"] for side in result.relay.values())
     result.notes.append(f"{COPIES} copies of each, {played_back:,} played back")

@@ -1,0 +1,174 @@
+"""Short forms of tools/soak's cases, and that it tells a tunnel's losses from other ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lab
+from ends import require
+from lab import ROOT, LabError
+from patterns import DATA, Lose
+from soak_lab import RelayLab
+from soak_run import Options, Result, Run
+
+SOAK = [sys.executable, str(ROOT / "tools/soak")]
+PLACES = ("/run/netns", "/sys/fs/bpf/ebpfvpn", "/tmp")
+
+
+def soak(*arguments: str, invalid: int = 2) -> list[dict[str, Any]]:
+    """The results; a run that the busy machine made `invalid` is tried again as often."""
+    done = subprocess.run(
+        [*SOAK, "--json", *arguments], capture_output=True, text=True, timeout=110
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    if invalid and any(result.get("verdict") == "invalid" for result in results):
+        return soak(*arguments, invalid=invalid - 1)
+    assert done.returncode == 0, [done.stderr, *(r.get("broken", r) for r in results)]
+    assert {result["verdict"] for result in results} == {"kept"}
+    return results
+
+
+def counts(result: dict[str, Any], what: str) -> list[int]:
+    """From a and from b."""
+    return [result["flows"][side][what] for side in ("a", "b")]
+
+
+@pytest.mark.parametrize("peer", ["ebpfvpn", "wireguard-go"])
+def test_rekeys(peer: str) -> None:
+    (result,) = soak("rekey", "--rekeys", "2", "--rate", "2000", "--peer", peer)
+    assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
+    assert min(counts(result, "sent")) > 10_000
+    assert result["sessions"] == ({"a": 2, "b": 1} if peer == "ebpfvpn" else {"a": 3, "b": 0})
+
+
+def has_key(name: str) -> bool:
+    return f'"{name}"' in (ROOT / "daemon/ebpfvpn/config.py").read_text()
+
+
+@pytest.mark.skipif(not has_key("ReplayWindow"), reason="ReplayWindow cannot be set")
+def test_jumps() -> None:
+    results = soak("jump", "--rate", "6000")
+    assert len(results) == 6
+    for wide, narrow in zip(results[::2], results[1::2], strict=True):
+        (ahead,) = re.findall(r"^jump ([\d,]+)$", wide["case"])
+        assert counts(wide, "lost") == [0, 0]
+        assert counts(wide, "most_late") == [int(ahead.replace(",", ""))] * 2
+        assert min(counts(narrow, "lost")) > 0
+
+
+@pytest.mark.parametrize("peer", ["ebpfvpn", "wireguard-go"])
+def test_each_packet_thrice(peer: str) -> None:
+    (result,) = soak("thrice", "--rate", "9000", "--seconds", "4", "--peer", peer)
+    assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
+    for side, drops in result["drops"].items():
+        other = {"a": "b", "b": "a"}[side]
+        # Every message from the other side came three times, and some again.
+        assert drops["replayed"] + drops["too_old"] >= 2 * result["flows"][other]["sent"]
+
+
+def test_half_of_the_handshake_messages() -> None:
+    (result,) = soak("half-handshakes", "--rate", "1000")
+    assert counts(result, "lost") == [0, 0]
+    assert result["sessions"] == {"a": 2, "b": 0}
+
+
+@pytest.mark.parametrize("peer", ["ebpfvpn", "wireguard-go"])
+def test_counters(peer: str) -> None:
+    crossing, limit = soak("counters", "--rate", "2000", "--peer", peer)
+    assert counts(crossing, "lost") == [0, 0]
+    assert crossing["relay"]["a"]["highest_counter"] > 2**32
+    assert limit["flows"]["a"]["lost"] == limit["drops"]["a"]["expired_send"] > 2000
+
+
+def has_restart() -> bool:
+    try:
+        require("restart")
+    except LabError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_restart(), reason="there is no `ebpfvpn restart`")
+def test_restarts() -> None:
+    (result,) = soak("restart", "--rate", "2000", "--seconds", "16")
+    assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
+    assert "2 restarts, 2 kills" in result["notes"][0]
+
+
+# That it can fail.
+
+
+def test_a_loss_of_the_tunnel_is_found() -> None:
+    """The relay plays the tunnel that loses."""
+
+    def body(here: RelayLab) -> Result:
+        run = Run(here, "lossy", Options("ebpfvpn", 2000, 2, 1))
+        run.tunnel.up()
+        run.relay.set([Lose([DATA], every=100)])
+        run.start()
+        run.wait(lambda: min(run.received().values()) > 2000, 30, "packets")
+        result = run.finish()
+        result.expect_nothing_lost()
+        return result
+
+    result = lab.within(RelayLab("lossy"), body)
+    assert result.flows["a"].lost == result.relay["a"]["lost"] >= 20
+    assert result.flows["b"].lost == 0
+    assert result.flows["a"].lost_first[0][0] == result.flows["a"].lost_first[0][1] <= 100
+    assert result.verdict == "broken", result
+
+
+def test_a_loss_elsewhere_makes_the_run_invalid() -> None:
+    def body(here: RelayLab) -> Result:
+        run = Run(here, "congested", Options("ebpfvpn", 2000, 2, 1))
+        run.tunnel.up()
+        run.start()
+        run.wait(lambda: min(run.received().values()) > 500, 30, "packets")
+        # A queue that takes nothing.
+        device = here.relay_devices[1]
+        here.relay.run(
+            "tc", "qdisc", "replace", "dev", device, "root", "handle", "5:", "bfifo", "limit", "1"
+        )
+        sent = run.relay.report()["a"]["sent"]
+        run.wait(lambda: run.relay.report()["a"]["sent"] > sent + 500, 30, "packets to be lost")
+        result = run.finish()
+        result.expect_nothing_lost()
+        return result
+
+    result = lab.within(RelayLab("congested"), body)
+    assert result.flows["a"].lost >= 500
+    assert result.verdict == "invalid", result
+    assert any(re.match(r"relay right0 queue: \d{3,}$", reason) for reason in result.invalid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [*SOAK, "rekey", "--rate", "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def generators() -> int:
+            listed = lab.run(["ip", "netns", "pids", f"soak-{process.pid}-left"])
+            names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in listed.split()]
+            return sum(b"numbered.py" in name for name in names)
+
+        lab.wait_for(
+            lambda: Path(f"/run/netns/soak-{process.pid}-left").exists() and generators() == 2,
+            30,
+            "traffic to run",
+        )
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert not [path for place in PLACES for path in Path(place).glob(f"*soak*{process.pid}*")]
