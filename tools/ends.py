@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,17 +21,23 @@ sys.path.append(str(ROOT / "tests"))
 from ebpfvpn.kernel.layout import Session, from_number
 from ebpfvpn.kernel.map import Map
 from interop.wireguard_go import WireGuardGo, genkey
+from watcher import SIDES
 
 ADDRESSES = ("198.51.100.1", "198.51.100.2")
 """Inside the tunnel: a, b."""
 
 
+def _interface(side: int) -> str:
+    """Unique on the machine, as control sockets and pins require."""
+    return f"soak{os.getpid()}{SIDES[side]}"
+
+
 class Ours:
     """An interface of ours."""
 
-    def __init__(self, here: RelayLab, node: Node, text: str) -> None:
+    def __init__(self, here: RelayLab, node: Node, side: int, text: str) -> None:
         self.node = node
-        self.interface = f"soak{secrets.token_hex(4)}"
+        self.interface = _interface(side)
         self.path = here.directory / f"{self.interface}.conf"
         self.path.touch(mode=0o600)
         self.path.write_text(text)
@@ -91,9 +96,8 @@ class Theirs:
     """An interface of wireguard-go."""
 
     def __init__(self, here: RelayLab, node: Node, side: int, text: str) -> None:
-        interface = f"soak{secrets.token_hex(4)}"
         self.node = node
-        self._end = WireGuardGo(node.namespace, interface, text, [f"{ADDRESSES[side]}/24"])
+        self._end = WireGuardGo(node.namespace, _interface(side), text, [f"{ADDRESSES[side]}/24"])
         here.defer(self._end.stop)
 
     def up(self) -> None:
@@ -122,10 +126,10 @@ class Tunnel:
             _configuration(here, side, pairs[side][0], pairs[1 - side][1], own, peer)
             for side, own in enumerate((a, b))
         ]
-        self.a = Ours(here, here.left, texts[0])
+        self.a = Ours(here, here.left, 0, texts[0])
         self.b: Ours | Theirs
         if peer == "ebpfvpn":
-            self.b = Ours(here, here.right, texts[1])
+            self.b = Ours(here, here.right, 1, texts[1])
         else:
             self.b = Theirs(here, here.right, 1, texts[1])
 

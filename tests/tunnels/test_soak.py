@@ -21,7 +21,7 @@ from soak_lab import RelayLab
 from soak_run import Options, Result, Run
 
 SOAK = [sys.executable, str(ROOT / "tools/soak")]
-PLACES = ("/run/netns", "/sys/fs/bpf/ebpfvpn", "/tmp")
+PLACES = ("/run/netns", "/run/ebpfvpn", "/sys/fs/bpf/ebpfvpn")
 
 
 def soak(*arguments: str, invalid: int = 2) -> list[dict[str, Any]]:
