@@ -22,6 +22,7 @@ from ebpfvpn.actions import (
     Retire,
     Send,
     SessionReady,
+    TimestampReceived,
 )
 from ebpfvpn.config import Config
 from ebpfvpn.datapath import Confirmed, DatapathError, MessagesUsed, TooLong
@@ -258,13 +259,14 @@ class Daemon:
         if sessions:
             counters: dict[int, int] = {}
             newest: dict[int, float] = {}
-            for session in sessions:
+            for state in sessions:
+                session = state.session
                 # The ring of events may have been full.
-                if not session.initiator and session.receive_highest:
-                    self.device.confirmed(session.peer, session.local_index, now())
-                if session.created >= newest.get(session.peer, 0.0):
-                    newest[session.peer] = session.created
-                    counters[session.peer] = session.send_counter
+                if not session.initiator and state.receive_highest:
+                    self.device.confirmed(state.peer, session.local_index, now())
+                if session.created >= newest.get(state.peer, 0.0):
+                    newest[state.peer] = session.created
+                    counters[state.peer] = state.send_counter
             traffic = self.datapath.traffic()
             for number, counter in counters.items():
                 if number in traffic:
@@ -305,6 +307,8 @@ class Daemon:
                 self.counters["handshake_sent" if sent else "handshake_send_failed"] += 1
             case Install(peer, keypair, confirmed):
                 self.datapath.install(peer, keypair, confirmed=confirmed)
+            case TimestampReceived():
+                pass  # nothing keeps it yet
             case Retire(local_index):
                 self.datapath.retire(local_index)
             case SessionReady(peer, confirm):

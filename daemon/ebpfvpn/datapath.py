@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 
 
 class DatapathError(Exception):
@@ -44,13 +44,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """One live session, without its keys."""
+    """One live session, and how far it is."""
 
-    local_index: int
-    remote_index: int
     peer: int
-    created: float
-    initiator: bool
+    session: Session
     send_counter: int
     receive_highest: int
     """Highest authenticated counter plus one; 0: none yet."""

@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel.attach import AttachMode
 from ebpfvpn.kernel.datapath import KernelDatapath
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import Tun
 from netns import Namespace, address, namespace, veth
@@ -87,7 +87,7 @@ def introduce(one: Node, other: Node, outer: tuple[str, str] = OUTER, port: int 
         datapath.set_allowed_ips(PEER, networks)
         remote = ip_address(outer[1 - i].split("/")[0])
         here.ns.call(datapath.set_endpoint, PEER, Endpoint(remote, port))
-        keypair = Keypair(indices[i], indices[1 - i], keys[i], keys[1 - i], i == 0, now)
+        keypair = Keypair(Session(indices[i], indices[1 - i], i == 0, now), keys[i], keys[1 - i])
         datapath.install(PEER, keypair, confirmed=True)
         datapath.set_usable(PEER, True)
 

@@ -248,7 +248,7 @@ from kernel.test_attach import use
 ns = Namespace(sys.argv[1])
 with node(ns, name=sys.argv[2]) as one:
     use(one)
-    keypair = Keypair(77, 78, bytes(range(32)), bytes(range(32)), True, 1.0)
+    keypair = Keypair(Session(77, 78, True, 1.0), bytes(range(32)), bytes(range(32)))
     one.datapath.install(PEER, keypair, confirmed=True)
     print(flush=True)
     sys.stdin.read()
