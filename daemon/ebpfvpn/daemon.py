@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from ebpfvpn import control, inner, keys, setup, status, tai64n, wire
+from ebpfvpn import control, inner, keys, setup, status, wire
 from ebpfvpn.actions import (
     Action,
     EndpointMoved,
@@ -35,6 +35,7 @@ from ebpfvpn.ratelimiter import Limiter
 from ebpfvpn.resolver import Resolver
 from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
+from ebpfvpn.timestamps import Timestamps
 
 POLL_INTERVAL = 0.5
 """Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
@@ -85,7 +86,7 @@ class Daemon:
         self.staged = Staged()
         self.device = Device(
             config.interface.private_key,
-            tai64n=lambda: tai64n.encode(time.time_ns()),
+            tai64n=Timestamps().next,
             rekey_after_time=config.interface.rekey_after_time,
             rekey_after_messages=config.interface.rekey_after_messages,
         )
