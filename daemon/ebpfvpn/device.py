@@ -144,6 +144,10 @@ class Device:
         peer.endpoint = endpoint
         self._settle(peer)
 
+    def has_session(self, number: int, now: float) -> bool:
+        """Whether there is one to seal with."""
+        return self._peers[number].keypairs.usable(now)
+
     def status(self, number: int) -> PeerStatus:
         return self._peers[number].status()
 

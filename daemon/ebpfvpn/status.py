@@ -26,10 +26,12 @@ def of(daemon: Daemon) -> Status:
         "fwmark": daemon.interface.fwmark,
         "mtu": daemon.interface.mtu,
         "pid": os.getpid(),
+        "started": round(daemon.started, 3),
+        "file": str(daemon.config.path),
         "datapath": cast(DatapathStatus, daemon.datapath.describe()),
         "peers": [
             _peer(daemon, number, traffic.get(number, NO_TRAFFIC), sessions)
-            for number in range(len(daemon.config.peers))
+            for number in daemon.interface.peers
         ],
         "drops": daemon.datapath.drops(),
         "refused": dict(daemon.device.refused),
@@ -40,7 +42,7 @@ def of(daemon: Daemon) -> Status:
 def _peer(
     daemon: Daemon, number: int, traffic: Traffic, sessions: dict[int, SessionState]
 ) -> PeerStatus:
-    config = daemon.config.peers[number]
+    config = daemon.interface.peers[number]
     state = daemon.device.status(number)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     found: list[SessionStatus] = []

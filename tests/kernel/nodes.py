@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel import bpffs, leftovers
 from ebpfvpn.kernel.attach import AttachMode
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair, Session
@@ -49,11 +50,14 @@ def node(
 ) -> Iterator[Node]:  # fmt: skip
     """One node in a namespace: a TUN with addresses and a datapath."""
     name = name or f"kt{secrets.token_hex(4)}"
+    bpffs.mount()
     with contextlib.ExitStack() as undo:
-        tun = ns.call(Tun, name)
+        undo.callback(bpffs.NameLock(name).release)
+        tun = ns.call(Tun.create, name)
         undo.callback(tun.close)
         netlink = ns.call(Netlink)
         undo.callback(netlink.close)
+        ns.call(leftovers.remove, netlink, name)
         netlink.set_mtu(tun.ifindex, mtu)
         ns.run("sysctl", "-qw", f"net.ipv6.conf.{name}.addr_gen_mode=1")
         netlink.set_up(tun.ifindex)
@@ -71,7 +75,7 @@ def node(
                 attach_mode=mode,
             )
         )
-        undo.callback(ns.call, datapath.close)
+        undo.callback(ns.call, datapath.remove)
         yield Node(ns, name, tun, netlink, datapath)
 
 

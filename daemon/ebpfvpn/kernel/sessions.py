@@ -36,6 +36,17 @@ class Sessions:
         self._retired: list[int] = []
         self._lock = threading.Lock()
         self._wiper = ThreadPoolExecutor(1, "wipe-keys")
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """What an earlier daemon installed, or was about to install or to wipe when it died."""
+        for state in self.states():
+            self._peers[state.session.local_index] = state.peer
+        for name in ("keys", "windows"):
+            found = map(layout.from_number, self._maps[name].keys())
+            self._retired += [index for index in found if index not in self._peers]
+        if self._retired:
+            self._wiper.submit(self._wipe_retired)
 
     def install(self, peer: int, keypair: Keypair, *, confirmed: bool) -> None:
         """See Datapath.install. The peer is in the map."""
@@ -124,10 +135,12 @@ class Sessions:
             )
         return found
 
-    def close(self) -> None:
-        """Retires all and waits until their keys are overwritten."""
+    def retire_all(self) -> None:
         for index in list(self._peers):
             self.retire(index)
+
+    def close(self) -> None:
+        """Waits until the keys of all that are retired have been overwritten."""
         self._wiper.shutdown()
 
 
