@@ -25,6 +25,8 @@ int set_peer(struct set_peer *to)
 		peer->usable = to->usable;
 	if (to->fields & SET_MAX_INNER)
 		peer->max_inner = to->max_inner;
+	if (to->fields & SET_TIMESTAMP)
+		__builtin_memcpy(peer->timestamp, to->timestamp, TIMESTAMP_LENGTH);
 	return 0;
 }
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
-/* What lies in a tunnel's maps (maps.h). Times are nanoseconds of CLOCK_BOOTTIME; 0 is "never".
+/* What lies in a tunnel's maps (maps.h). Programs of another version may go on with the same maps, so
+ * whoever changes any of this (or the frames between the programs) raises LAYOUT in
+ * daemon/ebpfvpn/kernel/layout.py. Times are nanoseconds of CLOCK_BOOTTIME; 0 is "never".
  * Numbers are in host order unless their type is __be16 or __be32. Addresses are 16 bytes, IPv4 in
  * its mapped form ::ffff:a.b.c.d. The daemon's view of the same structures is
  * daemon/ebpfvpn/kernel/layout.py.
@@ -18,6 +20,7 @@
 #define ADDRESS_LENGTH 16
 #define KEY_LENGTH 32
 #define MAC_LENGTH 6
+#define TIMESTAMP_LENGTH 12 /* TAI64N */
 
 /* What the tunnel is: one entry, written by the daemon. */
 struct config {
@@ -48,6 +51,8 @@ struct peer {
 	__u64 last_received; /* any authenticated packet */
 	__u64 last_data_received;
 	__u64 unacknowledged_since; /* first data received after the last packet sent; 0: none */
+	__u8 timestamp[TIMESTAMP_LENGTH]; /* greatest of its initiations, for the next daemon */
+	__u32 reserved;
 };
 
 /* By local index. No secrets here. */
@@ -136,6 +141,7 @@ enum set_peer_fields {
 	SET_NEXT = 2,
 	SET_USABLE = 4,
 	SET_MAX_INNER = 8,
+	SET_TIMESTAMP = 16,
 };
 
 struct set_peer {
@@ -146,6 +152,8 @@ struct set_peer {
 	__u32 usable;
 	__u32 max_inner;
 	__u64 expires;
+	__u8 timestamp[TIMESTAMP_LENGTH];
+	__u32 reserved;
 };
 
 struct wipe_keys {

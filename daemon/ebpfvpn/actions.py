@@ -35,6 +35,15 @@ class Retire:
 
 
 @dataclass(frozen=True, slots=True)
+class TimestampReceived:
+    """The greatest of the peer's initiations: to be kept for `Device.adopt`."""
+
+    peer: int
+    timestamp: bytes
+    """12 bytes, see tai64n."""
+
+
+@dataclass(frozen=True, slots=True)
 class SessionReady:
     """Packets that wait may be sent."""
 
@@ -66,4 +75,6 @@ class GaveUp:
     peer: int
 
 
-Action = Send | Install | Retire | SessionReady | Keepalive | EndpointMoved | GaveUp
+Action = (
+    Send | Install | Retire | TimestampReceived | SessionReady | Keepalive | EndpointMoved | GaveUp
+)

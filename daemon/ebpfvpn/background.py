@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from ebpfvpn import control
+from ebpfvpn import control, handover
 from ebpfvpn.errors import OperatorError
+from ebpfvpn.handover import Next
 
 START_TIMEOUT = 10.0
 """Seconds until the daemon must be ready."""
@@ -30,9 +31,9 @@ SYSLOG = "/dev/log"
 LOG_LIMIT = 1 << 20
 """Bytes: then the log file starts again, so that it cannot fill /run."""
 
-Run = Callable[[Callable[[], None]], None]
-"""The daemon: blocks until it is stopped, calls its argument when it is ready, and raises
-OperatorError if it cannot go on (after undoing what it did)."""
+Run = Callable[[Callable[[], None]], Next | None]
+"""The daemon: blocks until it is stopped, calls its argument when it is ready, returns who follows
+it, and raises OperatorError if it cannot go on (after undoing what it did)."""
 
 _FORMAT = "%(levelname)s %(name)s: %(message)s"
 
@@ -87,12 +88,20 @@ def in_foreground(name: str, run: Run) -> None:
     OperatorError if it fails."""
     logging.basicConfig(level=logging.INFO, format=_FORMAT, force=True)
     try:
-        run(lambda: log.info("%s is up", name))
+        following = run(lambda: log.info("%s is up", name))
     except OperatorError:
         raise
     except Exception as error:
         log.exception("a bug")
         raise OperatorError(bug(error, "the traceback is above")) from error
+    if following is not None:
+        handover.execute(following)
+
+
+def resume(name: str, run: Run) -> NoReturn:
+    """Runs the daemon of `name` in this process, which was its daemon in the background before."""
+    _log_to_file_and_syslog(name)
+    _serve(name, run, lambda word: None)
 
 
 def bug(error: BaseException, where: str) -> str:
@@ -145,11 +154,21 @@ def _child(name: str, run: Run, writer: int, log_fd: int) -> NoReturn:
                 os.write(writer, word.encode())
             os.close(writer)
 
-    code = 1
     try:
         writer = _detach(writer, log_fd)
         _log_to_file_and_syslog(name)
-        run(lambda: say("ready"))
+    except BaseException as error:
+        say(bug(error, f"it could not be put in the background; see {log_path(name)}"))
+        os._exit(1)
+    _serve(name, run, say)
+
+
+def _serve(name: str, run: Run, say: Callable[[str], None]) -> NoReturn:
+    code = 1
+    try:
+        following = run(lambda: say("ready"))
+        if following is not None:
+            handover.execute(following)
         log_path(name).unlink(missing_ok=True)
         code = 0
     except OperatorError as error:

@@ -19,6 +19,7 @@ import click
 
 from ebpfvpn import __version__, background, config, control, keys, show
 from ebpfvpn.errors import OperatorError
+from ebpfvpn.handover import Next
 
 TUN_DEVICE = Path("/dev/net/tun")
 PINS = Path("/sys/fs/bpf/ebpfvpn")
@@ -65,13 +66,17 @@ def main() -> None:
 @main.command()
 @click.argument("name_or_file", metavar="NAME|FILE")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
-def up(name_or_file: str, foreground: bool) -> None:
+@click.option("--resumed", is_flag=True, hidden=True)  # it was in the background before `restart`
+def up(name_or_file: str, foreground: bool, resumed: bool) -> None:
     """Bring up the tunnel of NAME or FILE.
 
     Returns when the interface is ready; the daemon goes on in the background. If that fails,
     everything is undone and the exit code is 1.
+
+    After a daemon was killed this goes on where it was: no packet of an established
+    session is lost.
     """
-    path = config.find(name_or_file)
+    path = config.find(name_or_file).absolute()
     name = config.interface_name(name_or_file)
     _check_essentials()
     keys.forbid_core_dumps()
@@ -81,9 +86,28 @@ def up(name_or_file: str, foreground: bool) -> None:
     for warning in configuration.warnings:
         _say(f"warning: {warning}")
     if foreground:
-        background.in_foreground(name, _daemon(configuration))
+        background.in_foreground(name, _daemon(configuration, "--foreground"))
+    elif resumed:
+        background.resume(name, _daemon(configuration, "--resumed"))
     else:
-        background.start(name, _daemon(configuration), lambda: _clean(name))
+        # What was there before stays for the next try.
+        undo = (lambda: None) if _left_over(name) else (lambda: _clean(name))
+        background.start(name, _daemon(configuration, "--resumed"), undo)
+
+
+@main.command()
+@click.argument("name_or_file", metavar="NAME|FILE")
+def restart(name_or_file: str) -> None:
+    """Start the daemon of NAME or FILE anew, in the version that is installed now.
+
+    Reads the configuration again. The interface stays, and no packet of an established session is
+    lost.
+    """
+    name = config.interface_name(name_or_file)
+    status = cast(show.Status, control.request(name, "status"))
+    for warning in config.load(Path(status["file"])).warnings:
+        _say(f"warning: {warning}")
+    control.restart(name)
 
 
 @main.command()
@@ -152,18 +176,22 @@ def _print_secret(generate: Callable[[], bytes]) -> None:
     click.echo(keys.encode_key(generate()))
 
 
-def _daemon(configuration: config.Config) -> background.Run:
-    """The daemon with its failures as OperatorError."""
+def _daemon(configuration: config.Config, option: str) -> background.Run:
+    """The daemon with its failures as OperatorError. The one that follows it is started with the
+    option."""
 
-    def run(ready: Callable[[], None]) -> None:
+    def run(ready: Callable[[], None]) -> Next | None:
         # Here, because only `up` needs them.
         from ebpfvpn import daemon
         from ebpfvpn.datapath import DatapathError
 
         try:
-            daemon.run(configuration, ready)
+            descriptors = daemon.run(configuration, ready)
         except DatapathError as error:
             raise OperatorError(f"{configuration.name}: {error}") from error
+        if descriptors is None:
+            return None
+        return Next(["up", option, str(configuration.path)], descriptors)
 
     return run
 

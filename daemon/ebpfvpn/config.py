@@ -77,6 +77,10 @@ class Config:
     warnings: tuple[str, ...] = ()
     """What in the file has no effect, or another than it seems; one line each."""
 
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """The allowed-ips of all peers."""
+        return [network for peer in self.peers for network in peer.allowed_ips]
+
 
 def interface_name(name_or_path: str | Path) -> str:
     """The interface that NAME or FILE stands for. OperatorError if it cannot be a device's name."""

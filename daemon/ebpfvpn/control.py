@@ -1,4 +1,4 @@
-"""The control socket /run/ebpfvpn/NAME.sock: how `show` and `down` talk to the daemon of NAME.
+"""The control socket /run/ebpfvpn/NAME.sock: how `show`, `restart` and `down` talk to a daemon.
 
 One request a connection: a line of JSON, {"command": "status"}, answered by a line of JSON,
 {"result": {...}} or {"error": "one line"}. Only root gets there (directory 0700, socket 0600).
@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ Handlers = Mapping[str, Callable[[], Mapping[str, Any]]]
 _LINE_LIMIT = 4096
 _SERVER_TIMEOUT = 5.0
 _CLIENT_TIMEOUT = 10.0
+_RESTART_POLL = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -180,21 +182,45 @@ def request(name: str, command: str) -> dict[str, Any]:
 
 def stop(name: str, timeout: float = 15.0) -> None:
     """Tells the daemon to stop and waits until its process has ended. Raises as `request` does."""
-    with _connect(name) as connection:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid = struct.unpack("iII", credentials)[0]
-        try:
-            process = os.pidfd_open(pid)
-        except OSError as error:
-            message = f"{name}: the daemon's process {pid} cannot be watched: {error.strerror}"
-            raise OperatorError(message + "; is it in another container?") from error
-        try:
-            _exchange(name, connection, "down")
-            ended, _, _ = select.select([process], [], [], timeout)
-        finally:
-            os.close(process)
+    with _connect(name) as connection, _watched(name, connection) as (pid, process):
+        _exchange(name, connection, "down")
+        ended, _, _ = select.select([process], [], [], timeout)
     if not ended:
         raise OperatorError(f"{name}: the daemon (process {pid}) does not end; see its log")
+
+
+def restart(name: str, timeout: float = 15.0) -> None:
+    """Tells the daemon to start anew and waits until it is ready. Raises as `request` does."""
+    before = request(name, "status")["started"]
+    with _connect(name) as connection, _watched(name, connection) as (pid, process):
+        _exchange(name, connection, "restart")
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if select.select([process], [], [], _RESTART_POLL)[0]:
+                raise OperatorError(
+                    f"{name}: the daemon could not start anew; see its log. "
+                    f"Packets go on for at most three minutes: ebpfvpn up {name}"
+                )
+            with contextlib.suppress(NotUp):
+                if request(name, "status")["started"] != before:
+                    return
+    raise OperatorError(f"{name}: the daemon (process {pid}) does not get ready; see its log")
+
+
+@contextlib.contextmanager
+def _watched(name: str, connection: socket.socket) -> Iterator[tuple[int, int]]:
+    """The daemon's process, and a descriptor that is readable when it has ended."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid = struct.unpack("iII", credentials)[0]
+    try:
+        process = os.pidfd_open(pid)
+    except OSError as error:
+        message = f"{name}: the daemon's process {pid} cannot be watched: {error.strerror}"
+        raise OperatorError(message + "; is it in another container?") from error
+    try:
+        yield pid, process
+    finally:
+        os.close(process)
 
 
 def _connect(name: str) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import time
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from ebpfvpn import control, inner, keys, setup, status, tai64n, wire
+from ebpfvpn import control, handover, inner, keys, setup, status, wire
 from ebpfvpn.actions import (
     Action,
     EndpointMoved,
@@ -22,18 +23,22 @@ from ebpfvpn.actions import (
     Retire,
     Send,
     SessionReady,
+    TimestampReceived,
 )
 from ebpfvpn.config import Config
-from ebpfvpn.datapath import Confirmed, DatapathError, MessagesUsed, TooLong
+from ebpfvpn.datapath import Confirmed, DatapathError, Left, MessagesUsed, TooLong
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.inner import Inner
 from ebpfvpn.kernel import leftovers
+from ebpfvpn.peer import Keypairs
 from ebpfvpn.ratelimiter import Limiter
 from ebpfvpn.resolver import Resolver
 from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
+from ebpfvpn.timestamps import Timestamps
+from ebpfvpn.wire import REJECT_AFTER_TIME
 
 POLL_INTERVAL = 0.5
 """Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
@@ -42,15 +47,19 @@ _NETWORK_SETTLES = 0.05
 _READS = 512
 """Packets that are read from the TUN at once, so that other work gets its turn."""
 _ICMP_PER_SECOND = 1000
+_RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
+"""Handshakes, seconds: so that other work gets its turn."""
 
 _DATA = bytes([wire.Data.TYPE])
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, ready: Callable[[], None]) -> None:
-    """Brings the interface up, calls `ready`, and returns when it was told to stop (SIGTERM,
-    SIGINT, or `down` on the control socket) and has undone everything. OperatorError."""
+def run(config: Config, ready: Callable[[], None]) -> dict[str, int] | None:
+    """Brings the interface up, calls `ready`, and returns when it was told to stop: by SIGTERM,
+    SIGINT, or `down` on the control socket, and then everything is taken away (None); or by
+    `restart` there, and then packets go on, and what is returned are descriptors for the daemon
+    that is to follow. OperatorError."""
 
     def stopped(*_: object) -> None:
         raise OperatorError(f"{config.name}: stopped before it was ready")
@@ -61,7 +70,19 @@ def run(config: Config, ready: Callable[[], None]) -> None:
             interface = setup.bring_up(config, undo)
         except OSError as error:
             raise OperatorError(f"{config.name}: {error.strerror or error}") from error
-        asyncio.run(Daemon(config, interface).serve(ready))
+        daemon = Daemon(config, interface)
+        try:
+            asyncio.run(daemon.serve(ready))
+        except BaseException:
+            # What was up stays up, for the next daemon.
+            if interface.is_new and not daemon.was_ready:
+                interface.datapath.remove()
+            raise
+        if daemon.restarts:
+            return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
+        interface.datapath.remove()
+        handover.forget(interface.descriptors())
+        return None
 
 
 def clean(name: str) -> None:
@@ -84,10 +105,14 @@ class Daemon:
         self.staged = Staged()
         self.device = Device(
             config.interface.private_key,
-            tai64n=lambda: tai64n.encode(time.time_ns()),
+            tai64n=Timestamps().next,
             rekey_after_time=config.interface.rekey_after_time,
             rekey_after_messages=config.interface.rekey_after_messages,
         )
+        self.started = now()
+        self.was_ready = False
+        self.restarts = False
+        """It stops to make room for the next one."""
         self._icmp = Limiter(_ICMP_PER_SECOND)
         self._stop = asyncio.Event()
         self._wake: asyncio.TimerHandle | None = None
@@ -98,7 +123,11 @@ class Daemon:
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        handlers = {"status": lambda: status.of(self), "down": self._down}
+        handlers = {
+            "status": lambda: status.of(self),
+            "down": self._down,
+            "restart": self._restart,
+        }
         async with control.serve(self.config.name, handlers):
             resolver = Resolver(self._resolved)
             self._add_peers(resolver)
@@ -111,19 +140,26 @@ class Daemon:
             self._act()
             log.info("%s: port %d, MTU %d", self.config.name, self.interface.udp.port,
                      self.interface.mtu)  # fmt: skip
+            self.was_ready = True
             ready()
+            handover.ready(self.interface.descriptors())
             try:
                 await self._stop.wait()
             finally:
                 resolver.close()
-                self._retire_all()
 
     def _down(self) -> dict[str, object]:
         self._stop.set()
         return {}
 
+    def _restart(self) -> dict[str, object]:
+        self.restarts = True
+        return self._down()
+
     def _add_peers(self, resolver: Resolver) -> None:
-        for number, peer in enumerate(self.config.peers):
+        renew = []
+        for number, peer in self.interface.peers.items():
+            left = self.interface.left.get(number)
             try:
                 self.device.add_peer(
                     number,
@@ -133,25 +169,46 @@ class Daemon:
                 )
             except ValueError as error:
                 raise OperatorError(f"{self.config.path}: PublicKey: {error}") from None
-            self.datapath.add_peer(number, peer.public_key)
+            if left is None or left.number is None:
+                self.datapath.add_peer(number, peer.public_key)
             self.datapath.set_allowed_ips(number, peer.allowed_ips)
-            if peer.endpoint is not None:
+            if left is not None:
+                self._adopt(number, left)
+                if left.renew:
+                    renew.append(number)
+            # Where the peer was heard under a live session is better than what the file says.
+            heard = left is not None and left.endpoint is not None
+            if peer.endpoint is not None and not (
+                heard and (number in renew or self.device.has_session(number, now()))
+            ):
                 resolver.want(number, peer.endpoint)
             if peer.persistent_keepalive:
                 self.device.want_session(number, now())
+        self._renew(renew)
+        self._loop.call_later(REJECT_AFTER_TIME, self.datapath.remove_older)
 
-    def _retire_all(self) -> None:
-        """Keys are overwritten before the maps go."""
-        for number in range(len(self.config.peers)):
-            self.device.remove_peer(number)
+    def _adopt(self, number: int, left: Left) -> None:
+        if left.number is None:
+            self.datapath.set_timestamp(number, left.timestamp)
+            if left.endpoint is not None:
+                self.datapath.set_endpoint(number, left.endpoint)
+        keypairs = Keypairs(left.previous, left.current, left.next)
+        self.device.adopt(number, keypairs, left.endpoint, left.timestamp, now())
+
+    def _renew(self, peers: list[int]) -> None:
+        """New sessions for those whose packets go through an older version's programs."""
+        for number in peers[:_RENEWED_AT_ONCE]:
+            self.device.want_session(number, now())
         self._act()
+        if rest := peers[_RENEWED_AT_ONCE:]:
+            self._loop.call_later(_RENEWAL_PAUSE, self._renew, rest)
 
     # What comes in.
 
     def _resolved(self, peer: int, endpoint: Endpoint) -> None:
         self.datapath.set_endpoint(peer, endpoint)
         self.device.set_endpoint(peer, endpoint)
-        if self.staged.waiting(peer) or self.config.peers[peer].persistent_keepalive:
+        if self.staged.waiting(peer) or self.interface.peers[peer].persistent_keepalive:
             self.device.want_session(peer, now())
         self._act()
 
@@ -198,7 +255,7 @@ class Daemon:
 
     def _has_endpoint(self, peer: int) -> bool:
         """One is known, or a name is being resolved."""
-        configured = self.config.peers[peer].endpoint is not None
+        configured = self.interface.peers[peer].endpoint is not None
         return configured or self.device.status(peer).endpoint is not None
 
     def _handle_too_big(self, found: Inner, peer: int, longest: int) -> None:
@@ -258,13 +315,14 @@ class Daemon:
         if sessions:
             counters: dict[int, int] = {}
             newest: dict[int, float] = {}
-            for session in sessions:
+            for state in sessions:
+                session = state.session
                 # The ring of events may have been full.
-                if not session.initiator and session.receive_highest:
-                    self.device.confirmed(session.peer, session.local_index, now())
-                if session.created >= newest.get(session.peer, 0.0):
-                    newest[session.peer] = session.created
-                    counters[session.peer] = session.send_counter
+                if not session.initiator and state.receive_highest:
+                    self.device.confirmed(state.peer, session.local_index, now())
+                if session.created >= newest.get(state.peer, 0.0):
+                    newest[state.peer] = session.created
+                    counters[state.peer] = state.send_counter
             traffic = self.datapath.traffic()
             for number, counter in counters.items():
                 if number in traffic:
@@ -305,6 +363,8 @@ class Daemon:
                 self.counters["handshake_sent" if sent else "handshake_send_failed"] += 1
             case Install(peer, keypair, confirmed):
                 self.datapath.install(peer, keypair, confirmed=confirmed)
+            case TimestampReceived(peer, timestamp):
+                self.datapath.set_timestamp(peer, timestamp)
             case Retire(local_index):
                 self.datapath.retire(local_index)
             case SessionReady(peer, confirm):
@@ -338,4 +398,4 @@ class Daemon:
         self._described = devices
 
     def _name(self, peer: int) -> str:
-        return keys.encode_key(self.config.peers[peer].public_key)
+        return keys.encode_key(self.interface.peers[peer].public_key)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
+from ebpfvpn import tai64n
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 
 
 class DatapathError(Exception):
@@ -44,16 +45,30 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """One live session, without its keys."""
+    """One live session, and how far it is."""
 
-    local_index: int
-    remote_index: int
     peer: int
-    created: float
-    initiator: bool
+    session: Session
     send_counter: int
     receive_highest: int
     """Highest authenticated counter plus one; 0: none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an earlier daemon left of a peer in the datapath."""
+
+    public_key: bytes
+    number: int | None
+    """None: it is still to be added."""
+    previous: Session | None = None
+    current: Session | None = None
+    next: Session | None = None
+    endpoint: Endpoint | None = None
+    timestamp: bytes = tai64n.NEVER
+    """See `Datapath.set_timestamp`."""
+    renew: bool = False
+    """It has sessions in an older version's programs, which new ones should replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,14 @@ class Datapath(Protocol):
         """What was chosen and why: {"path": "kernel", "devices": [{"name", "open", "seal",
         "reason"}, ...]}, ready for JSON."""
 
+    def left(self) -> list[Left]:
+        """What an earlier daemon left, to be asked for at the start. Whoever of it is in the
+        configuration no more is to be removed."""
+
+    def remove_older(self) -> None:
+        """To be called REJECT_AFTER_TIME after the start: older versions' programs have nothing to
+        do any more."""
+
     def add_peer(self, peer: int, public_key: bytes) -> None: ...
 
     def remove_peer(self, peer: int) -> None:
@@ -122,6 +145,9 @@ class Datapath(Protocol):
     def set_usable(self, peer: int, usable: bool) -> None:
         """Whether the peer's packets may take the datapath by themselves. Off until the first
         packets, which waited for the handshake, have been given to `send` in order."""
+
+    def set_timestamp(self, peer: int, timestamp: bytes) -> None:
+        """Keeps the greatest timestamp of the peer's initiations for the next daemon."""
 
     def max_inner(self, peer: int) -> int:
         """The longest inner packet that fits the way to the peer; 0: whatever the MTU lets."""
@@ -156,4 +182,8 @@ class Datapath(Protocol):
         again and attach where packets of this tunnel may now arrive."""
 
     def close(self) -> None:
-        """Takes away every program, map, filter and device of this tunnel."""
+        """Lets go. Packets go on, as long as their sessions may, for a later daemon to find."""
+
+    def remove(self) -> None:
+        """Overwrites all keys, lets go, and takes away every program, map, filter and device of
+        this tunnel, the TUN device too."""

@@ -21,12 +21,13 @@ from ebpfvpn.actions import (
     Retire,
     Send,
     SessionReady,
+    TimestampReceived,
 )
 from ebpfvpn.cookie import CookieChecker
 from ebpfvpn.datapath import Traffic
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.keypair import Keypair
-from ebpfvpn.peer import Peer, PeerStatus
+from ebpfvpn.keypair import Keypair, Session
+from ebpfvpn.peer import Keypairs, Peer, PeerStatus
 from ebpfvpn.ratelimiter import LoadMeter, SourceLimiter
 from ebpfvpn.schedule import Schedule
 from ebpfvpn.timers import Timer
@@ -43,6 +44,7 @@ __all__ = [
     "Retire",
     "Send",
     "SessionReady",
+    "TimestampReceived",
 ]
 
 
@@ -106,6 +108,26 @@ class Device:
             peer.timers.endpoint_known()
         self._settle(peer)
 
+    def adopt(
+        self, number: int, keypairs: Keypairs, endpoint: Endpoint | None, timestamp: bytes,
+        now: float,
+    ) -> None:  # fmt: skip
+        """What an earlier daemon left of a peer that was just added: live sessions that the
+        datapath still has, where the peer was last heard, and the greatest TimestampReceived."""
+        peer = self._peers[number]
+        peer.keypairs = keypairs
+        for session in keypairs:
+            self._by_index[session.local_index] = peer
+        peer.timestamp_received = timestamp
+        confirmed = [s for s in (keypairs.previous, keypairs.current) if s]
+        peer.latest_handshake = max((s.created for s in confirmed), default=None)
+        peer.timers.keypairs_changed(keypairs.first_expiry())
+        if endpoint is not None:
+            self.set_endpoint(number, endpoint)
+        if keypairs.usable(now):
+            self._session_ready(peer, confirm=False)
+        self._settle(peer)
+
     def remove_peer(self, number: int) -> None:
         """Its sessions are retired. Raises KeyError if there is no such peer."""
         peer = self._peers.pop(number)
@@ -121,6 +143,10 @@ class Device:
             peer.timers.endpoint_known()
         peer.endpoint = endpoint
         self._settle(peer)
+
+    def has_session(self, number: int, now: float) -> bool:
+        """Whether there is one to seal with."""
+        return self._peers[number].keypairs.usable(now)
 
     def status(self, number: int) -> PeerStatus:
         return self._peers[number].status()
@@ -263,12 +289,13 @@ class Device:
         if now - peer.last_initiation_received < 1 / wire.INITIATIONS_PER_SECOND:
             raise ProtocolError("too many initiations from a peer")
         peer.timestamp_received = initiation.timestamp
+        self._actions.append(TimestampReceived(peer.number, initiation.timestamp))
         peer.last_initiation_received = now
         index = self._new_index()
         response, keys = noise.create_response(initiation, self._new_private_key(), index)
-        keypair = Keypair(index, response.receiver_index, keys.send, keys.receive, False, now)
+        session = Session(index, response.receiver_index, False, now)
         self._heard_from(peer, source, now)
-        self._install(peer, keypair, peer.keypairs.responded(keypair))
+        self._install(peer, session, keys, peer.keypairs.responded(session))
         self._send(peer, response, now)
         self._settle(peer)
 
@@ -278,12 +305,10 @@ class Device:
         if not peer or not initiation or initiation.local_index != message.receiver_index:
             raise ProtocolError("unknown index")
         keys = noise.consume_response(self._static, initiation, message)
-        keypair = Keypair(
-            initiation.local_index, message.sender_index, keys.send, keys.receive, True, now
-        )
+        session = Session(initiation.local_index, message.sender_index, True, now)
         self._handshake_complete(peer, now)
         self._heard_from(peer, source, now)
-        self._install(peer, keypair, peer.keypairs.initiated(keypair))
+        self._install(peer, session, keys, peer.keypairs.initiated(session))
         self._session_ready(peer, confirm=True)
         self._settle(peer)
 
@@ -386,15 +411,19 @@ class Device:
 
     # Sessions, and what keeps the books.
 
-    def _install(self, peer: Peer, keypair: Keypair, retired: list[Keypair]) -> None:
-        self._by_index[keypair.local_index] = peer
-        self._actions.append(Install(peer.number, keypair, confirmed=keypair.initiator))
+    def _install(
+        self, peer: Peer, session: Session, keys: noise.TransportKeys, retired: list[Session]
+    ) -> None:
+        """The keys are not kept here."""
+        self._by_index[session.local_index] = peer
+        keypair = Keypair(session, keys.send, keys.receive)
+        self._actions.append(Install(peer.number, keypair, confirmed=session.initiator))
         self._retire(peer, retired)
 
-    def _retire(self, peer: Peer, keypairs: list[Keypair]) -> None:
-        for keypair in keypairs:
-            del self._by_index[keypair.local_index]
-            self._actions.append(Retire(keypair.local_index))
+    def _retire(self, peer: Peer, sessions: list[Session]) -> None:
+        for session in sessions:
+            del self._by_index[session.local_index]
+            self._actions.append(Retire(session.local_index))
         peer.timers.keypairs_changed(peer.keypairs.first_expiry())
 
     def _session_ready(self, peer: Peer, *, confirm: bool) -> None:

@@ -15,9 +15,8 @@ import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
-from pathlib import Path
-from typing import Any, Literal
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -26,12 +25,13 @@ from ebpfvpn.genetlink import messages, subscribe, subscribe_features
 
 Network = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
-Table = Literal["auto", "off"] | int
 
 MAIN_TABLE = 254
-_FIRST_FREE_TABLE = 51820  # wg-quick's
+PROTOCOL = 86
+"""Of our routes and rules ("proto 86" in ip-route(8)): by it a later daemon knows them."""
 _ARPHRD_ETHER = 1
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_SCOPE_LINK = 253
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Netlink:
 
     def delete_link(self, ifindex: int) -> None:
         """Nothing happens if it is gone."""
-        with _ignoring(errno.ENODEV, errno.EINVAL):
+        with ignoring(errno.ENODEV, errno.EINVAL):
             self.request("link", "del", index=ifindex)
 
     def set_mtu(self, ifindex: int, mtu: int) -> None:
@@ -95,15 +95,38 @@ class Netlink:
     def set_up(self, ifindex: int) -> None:
         self.request("link", "set", index=ifindex, state="up")
 
+    def set_alias(self, ifindex: int, alias: str) -> None:
+        self.request("link", "set", index=ifindex, IFLA_IFALIAS=alias)
+
     def add_address(self, ifindex: int, interface: Interface) -> None:
-        self.request("addr", "add", index=ifindex, address=str(interface.ip),
-                     prefixlen=interface.network.prefixlen)  # fmt: skip
+        """One that is there already is left."""
+        with ignoring(errno.EEXIST):
+            self.request("addr", "add", index=ifindex, address=str(interface.ip),
+                         prefixlen=interface.network.prefixlen)  # fmt: skip
+
+    def addresses(self, ifindex: int) -> list[Interface]:
+        """Without those that the kernel gave it by itself, for the link alone."""
+        return [
+            ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
+            for message in self.request("get_addr", index=ifindex)
+            if message["scope"] != _SCOPE_LINK
+        ]
+
+    def delete_address(self, ifindex: int, interface: Interface) -> None:
+        """Nothing happens if it is gone."""
+        with ignoring(errno.EADDRNOTAVAIL):
+            self.request("addr", "del", index=ifindex, address=str(interface.ip),
+                         prefixlen=interface.network.prefixlen)  # fmt: skip
 
     def add_route(self, network: Network, ifindex: int, table: int = MAIN_TABLE) -> None:
         """One that is there already, to the same device, is left."""
-        with _ignoring(errno.EEXIST):
-            self.request("route", "add", dst=str(network), oif=ifindex, table=table,
-                         family=_family(network), scope=_scope(network))  # fmt: skip
+        with ignoring(errno.EEXIST):
+            self.request("route", "add", **_route(network, ifindex, table))
+
+    def delete_route(self, network: Network, ifindex: int, table: int = MAIN_TABLE) -> None:
+        """One that `add_route` added; nothing happens if it is gone."""
+        with ignoring(errno.ESRCH):
+            self.request("route", "del", **_route(network, ifindex, table))
 
 
 def _link(message: Any) -> Link:
@@ -120,7 +143,7 @@ def _link(message: Any) -> Link:
     )
 
 
-def _ignoring(*codes: int) -> _Ignoring:
+def ignoring(*codes: int) -> _Ignoring:
     return _Ignoring(codes)
 
 
@@ -132,86 +155,20 @@ class _Ignoring(contextlib.AbstractContextManager[None]):
         return isinstance(error, OSError) and error.errno in self._codes
 
 
-def _family(network: Network) -> int:
+def family_of(network: Network) -> int:
     return socket.AF_INET if network.version == 4 else socket.AF_INET6
 
 
-def _scope(network: Network) -> int:
-    return 253 if network.version == 4 else 0  # link; IPv6 has no scopes
-
-
-class AllowedIpRoutes:
-    """Routes to allowed-ips through the tunnel, as wg-quick makes them.
-
-    With Table "auto" they are in the main table, except a default route: that one is in a table of
-    its own, which rules make everything use that does not bear the tunnel's own mark (its number),
-    while more specific routes of the main table still hold.
-    """
-
-    def __init__(self, netlink: Netlink, ifindex: int, table: Table) -> None:
-        self._netlink = netlink
-        self._ifindex = ifindex
-        self._table = table
-        self._rules: list[dict[str, object]] = []
-
-    def fwmark_needed(self, networks: Iterable[Network]) -> bool:
-        """Whether `add` needs a mark: there is a default route, and Table is "auto"."""
-        return self._table == "auto" and any(n.prefixlen == 0 for n in networks)
-
-    def add(self, networks: Iterable[Network], fwmark: int) -> None:
-        """`fwmark` is what the tunnel's own packets bear; see `free_table`. OSError; `remove`
-        undoes what was done."""
-        if self._table == "off":
-            return
-        # The longest first, as wg-quick: the default route last.
-        for network in sorted(set(networks), key=lambda n: -n.prefixlen):
-            if self._table != "auto":
-                self._netlink.add_route(network, self._ifindex, int(self._table))
-            elif network.prefixlen == 0:
-                self._add_default(network, fwmark)
-            else:
-                self._netlink.add_route(network, self._ifindex)
-
-    def _add_default(self, network: Network, fwmark: int) -> None:
-        if not fwmark:
-            raise OSError(errno.EINVAL, "a default route needs a FwMark")
-        family = _family(network)
-        self._netlink.add_route(network, self._ifindex, fwmark)
-        # Each rule goes before the ones that are there, so the second is asked first.
-        self._add_rule(family=family, table=fwmark, fwmark=fwmark, flags=2)  # FIB_RULE_INVERT
-        self._add_rule(family=family, table=MAIN_TABLE, FRA_SUPPRESS_PREFIXLEN=0)
-        if family == socket.AF_INET:
-            # Else strict reverse path filtering drops the answers to marked packets.
-            Path("/proc/sys/net/ipv4/conf/all/src_valid_mark").write_text("1\n")
-
-    def _add_rule(self, *, family: int, **rule: object) -> None:
-        """Before all others but the local table's, as the kernel places a rule by itself."""
-        rules = self._netlink.request("get_rules", family=family)
-        others = [other.get_attr("FRA_PRIORITY") or 0 for other in rules]
-        priority = min((p for p in others if p), default=32766) - 1
-        whole = {"family": family, "priority": priority, **rule}
-        self._netlink.request("rule", "add", **whole)
-        self._rules.append(whole)
-
-    def remove(self) -> None:
-        """Removes the rules; the routes go with the device."""
-        while self._rules:
-            with _ignoring(errno.ENOENT):
-                self._netlink.request("rule", "del", **self._rules.pop())
-
-
-def free_table(netlink: Netlink) -> int:
-    """The first routing table from 51820 on that is empty: a mark and table for default routes
-    where none is configured."""
-    used = {
-        message.get_attr("RTA_TABLE") or message["table"]
-        for family in _FAMILIES
-        for message in netlink.request("get_routes", family=family)
+def _route(network: Network, ifindex: int, table: int) -> dict[str, object]:
+    scope = _SCOPE_LINK if network.version == 4 else 0  # IPv6 has no scopes
+    return {
+        "dst": str(network),
+        "oif": ifindex,
+        "table": table,
+        "family": family_of(network),
+        "scope": scope,
+        "proto": PROTOCOL,
     }
-    table = _FIRST_FREE_TABLE
-    while table in used:
-        table += 1
-    return table
 
 
 _RTM_KINDS = {

@@ -9,7 +9,7 @@ from ebpfvpn import tai64n
 from ebpfvpn.cookie import CookieJar
 from ebpfvpn.datapath import Traffic
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Session
 from ebpfvpn.noise import PendingInitiation, Remote
 from ebpfvpn.timers import Timers
 from ebpfvpn.wire import REJECT_AFTER_TIME
@@ -25,35 +25,35 @@ class Keypairs:
         we responded:  previous <- nothing;                next <- new
         confirmed:     previous <- current;                current <- next
 
-    Every method returns the keypairs that fell out.
+    Every method returns those that fell out.
     """
 
-    previous: Keypair | None = None
+    previous: Session | None = None
     """Still opens packets that were on their way."""
-    current: Keypair | None = None
+    current: Session | None = None
     """Seals."""
-    next: Keypair | None = None
+    next: Session | None = None
     """Seals once the initiator has shown, by a first packet, that it has the keys too."""
 
-    def __iter__(self) -> Iterator[Keypair]:
+    def __iter__(self) -> Iterator[Session]:
         return (pair for pair in (self.previous, self.current, self.next) if pair)
 
-    def initiated(self, keypair: Keypair) -> list[Keypair]:
+    def initiated(self, new: Session) -> list[Session]:
         before = list(self)
-        self.previous, self.current, self.next = self.next or self.current, keypair, None
+        self.previous, self.current, self.next = self.next or self.current, new, None
         return self._fell_out(before)
 
-    def responded(self, keypair: Keypair) -> list[Keypair]:
+    def responded(self, new: Session) -> list[Session]:
         before = list(self)
-        self.previous, self.next = None, keypair
+        self.previous, self.next = None, new
         return self._fell_out(before)
 
-    def confirmed(self) -> list[Keypair]:
+    def confirmed(self) -> list[Session]:
         before = list(self)
         self.previous, self.current, self.next = self.current, self.next, None
         return self._fell_out(before)
 
-    def expire(self, now: float) -> list[Keypair]:
+    def expire(self, now: float) -> list[Session]:
         before = list(self)
         self.previous, self.current, self.next = (
             pair if pair and now < expiry(pair) else None
@@ -61,7 +61,7 @@ class Keypairs:
         )
         return self._fell_out(before)
 
-    def clear(self) -> list[Keypair]:
+    def clear(self) -> list[Session]:
         before = list(self)
         self.previous = self.current = self.next = None
         return before
@@ -73,24 +73,14 @@ class Keypairs:
     def first_expiry(self) -> float | None:
         return min((expiry(pair) for pair in self), default=None)
 
-    def _fell_out(self, before: list[Keypair]) -> list[Keypair]:
+    def _fell_out(self, before: list[Session]) -> list[Session]:
         kept = {pair.local_index for pair in self}
         return [pair for pair in before if pair.local_index not in kept]
 
 
-def expiry(keypair: Keypair) -> float:
+def expiry(session: Session) -> float:
     """From then on it neither seals nor opens."""
-    return keypair.created + REJECT_AFTER_TIME
-
-
-@dataclass(frozen=True, slots=True)
-class KeypairStatus:
-    """A keypair without its keys."""
-
-    local_index: int
-    remote_index: int
-    initiator: bool
-    created: float
+    return session.created + REJECT_AFTER_TIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +92,9 @@ class PeerStatus:
     """When a session was last established, on the caller's clock."""
     attempts: int
     """Initiations sent in vain since then."""
-    previous: KeypairStatus | None
-    current: KeypairStatus | None
-    next: KeypairStatus | None
+    previous: Session | None
+    current: Session | None
+    next: Session | None
 
 
 class Peer:
@@ -149,15 +139,7 @@ class Peer:
             self.endpoint,
             self.latest_handshake,
             self.attempts,
-            _describe(pairs.previous),
-            _describe(pairs.current),
-            _describe(pairs.next),
+            pairs.previous,
+            pairs.current,
+            pairs.next,
         )
-
-
-def _describe(keypair: Keypair | None) -> KeypairStatus | None:
-    if keypair is None:
-        return None
-    return KeypairStatus(
-        keypair.local_index, keypair.remote_index, keypair.initiator, keypair.created
-    )

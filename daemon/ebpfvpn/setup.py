@@ -1,26 +1,37 @@
-"""Bringing an interface up: everything the daemon needs before its event loop runs."""
+"""Bringing an interface up: everything the daemon needs before its event loop runs.
+
+What an earlier daemon left is gone on with, as far as the configuration still wants it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from ebpfvpn import handover, keys
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
 from ebpfvpn.allowed_ips import AllowedIps
-from ebpfvpn.config import Config
-from ebpfvpn.datapath import Datapath
+from ebpfvpn.config import Config, PeerConfig
+from ebpfvpn.datapath import Datapath, Left
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.kernel import underlay
-from ebpfvpn.kernel.datapath import KernelDatapath
-from ebpfvpn.netlink import AllowedIpRoutes, Monitor, Netlink, free_table
-from ebpfvpn.tun import Tun, TunError
+from ebpfvpn.kernel import adoption, bpffs, generation, underlay
+from ebpfvpn.kernel.adoption import Found, Wanted
+from ebpfvpn.kernel.datapath import KernelDatapath, shape
+from ebpfvpn.netlink import Monitor, Netlink
+from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
 
 OVERHEAD = 80
 """Of a message over IPv6: 40 + 8 + 16 + 16 bytes."""
 DEFAULT_MTU = 1420
 _LEAST_MTU = 1280
+_TUN = "tun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,57 +42,143 @@ class Interface:
     udp: UdpSockets
     monitor: Monitor
     datapath: Datapath
+    peers: dict[int, PeerConfig]
+    """By number."""
+    left: dict[int, Left]
+    """What an earlier daemon left of them, by number."""
+    is_new: bool
+    """Nothing of an earlier daemon is gone on with."""
     allowed_ips: AllowedIps
     mtu: int
     fwmark: int
 
+    def descriptors(self) -> dict[str, int]:
+        """What the next daemon goes on with (handover.py)."""
+        sockets = {f"udp{i}": sock.fileno() for i, sock in enumerate(self.udp.sockets)}
+        return {_TUN: self.tun.fileno()} | sockets
+
 
 def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
-    """In the network namespace of this thread. What `undo` then holds takes everything away
-    again. OperatorError, DatapathError, OSError."""
+    """In the network namespace of this thread. `undo` then holds what lets go of everything; what
+    is in the kernel stays, until `Datapath.remove`. If this fails, nothing new is left.
+    OperatorError, DatapathError, OSError."""
+    bpffs.mount()
+    undo.callback(bpffs.NameLock(config.name).release)
     monitor = Monitor()
     undo.callback(monitor.close)
     netlink = Netlink()
     undo.callback(netlink.close)
-    networks = [network for peer in config.peers for network in peer.allowed_ips]
-    tun = _tun(config.name)
+    known = next(iter(generation.find(config.name)), None)
+    fwmark = config.interface.fwmark or (known.facts.fwmark if known else 0)
+    mtu = config.interface.mtu or _mtu(netlink, config, fwmark)
+    found = adoption.find(netlink, config.name, _wanted(config, mtu))
+    kept = handover.inherited()
+    tun = _tun(netlink, config.name, found, kept.pop(_TUN, None))
     undo.callback(tun.close)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
-    undo.callback(routes.remove)
-    fwmark = config.interface.fwmark
-    if not fwmark and routes.fwmark_needed(networks):
-        fwmark = free_table(netlink)
-    udp = UdpSockets(config.interface.listen_port, fwmark)
+    if not found.newest:
+        fwmark = config.interface.fwmark
+        if not fwmark and routes.fwmark_needed(config.networks()):
+            fwmark = free_table(netlink)
+    port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
+    udp = UdpSockets(port, fwmark, kept.values())
     undo.callback(udp.close)
-    mtu = config.interface.mtu or _mtu(netlink, config, fwmark)
     _no_link_local(config.name)
     netlink.set_mtu(tun.ifindex, mtu)
-    datapath = KernelDatapath(
-        config.name,
-        tun_ifindex=tun.ifindex,
-        listen_port=udp.port,
+    with contextlib.ExitStack() as failed:
+        datapath = KernelDatapath(
+            config.name,
+            tun_ifindex=tun.ifindex,
+            listen_port=udp.port,
+            mtu=mtu,
+            fwmark=fwmark,
+            peers=len(config.peers),
+            identity=_identity(config),
+            attach_mode=config.interface.attach_mode,
+            rekey_after_messages=config.interface.rekey_after_messages,
+            found=found,
+        )
+        failed.callback(datapath.close if found.newest else datapath.remove)
+        for sock in udp.sockets:
+            datapath.accept_only_messages(sock)
+        left = datapath.left()
+        peers = number_peers(config.peers, left)
+        for one in left:
+            if one.number is not None and one.number not in peers:
+                datapath.remove_peer(one.number)
+        _address(config, netlink, tun)
+        _route(config, routes, found, fwmark)
+        tun.persist()
+        failed.pop_all()
+    undo.callback(datapath.close)
+    by_key = {one.public_key: one for one in reversed(left)}
+    return Interface(
+        tun=tun,
+        udp=udp,
+        monitor=monitor,
+        datapath=datapath,
+        peers=peers,
+        left={n: by_key[p.public_key] for n, p in peers.items() if p.public_key in by_key},
+        is_new=not found.newest,
+        allowed_ips=_lookup(peers),
         mtu=mtu,
         fwmark=fwmark,
-        peers=len(config.peers),
-        attach_mode=config.interface.attach_mode,
-        rekey_after_messages=config.interface.rekey_after_messages,
     )
-    undo.callback(datapath.close)
-    for sock in udp.sockets:
-        datapath.accept_only_messages(sock)
-    _address(config, netlink, tun, routes, fwmark)
+
+
+def number_peers(peers: Sequence[PeerConfig], left: Iterable[Left]) -> dict[int, PeerConfig]:
+    """Peers keep the numbers that they have in the datapath."""
+    numbers = {one.public_key: one.number for one in left if one.number is not None}
+    taken = set(numbers.values())
+    free = (number for number in itertools.count() if number not in taken)
+    found = {}
+    for peer in peers:
+        number = numbers.get(peer.public_key)
+        found[next(free) if number is None else number] = peer
+    return found
+
+
+def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
     allowed_ips = AllowedIps()
-    for number, peer in enumerate(config.peers):
+    # In the file's order: of peers that have the same network, the last has it.
+    for number, peer in peers.items():
         for network in peer.allowed_ips:
             allowed_ips.insert(network, number)
-    return Interface(tun, udp, monitor, datapath, allowed_ips, mtu, fwmark)
+    return allowed_ips
 
 
-def _tun(name: str) -> Tun:
+def _wanted(config: Config, mtu: int) -> Wanted:
+    return Wanted(
+        _identity(config),
+        shape(mtu, config.interface.attach_mode),
+        config.interface.listen_port,
+        len(config.peers),
+        frozenset((peer.public_key, n) for peer in config.peers for n in peer.allowed_ips),
+    )
+
+
+def _identity(config: Config) -> str:
+    """What must not change under a tunnel that is gone on with. What table its routes are in
+    nobody remembers."""
+    public_key = keys.public_key(config.interface.private_key)
+    table = str(config.interface.table).encode()
+    return blake2s(public_key + table, digest_size=8).hexdigest()
+
+
+def _tun(netlink: Netlink, name: str, found: Found, kept: int | None) -> Tun:
+    if kept is not None:
+        tun = Tun.inherit(kept, name) if found.newest else None
+        if tun:
+            return tun
+        os.close(kept)
     try:
-        return Tun(name)
+        if found.newest:
+            return Tun.attach(name)
+        tun = Tun.create(name)
     except TunError as error:
         raise OperatorError(str(error)) from error
+    netlink.set_alias(tun.ifindex, alias(name))
+    return tun
 
 
 def _no_link_local(name: str) -> None:
@@ -91,17 +188,23 @@ def _no_link_local(name: str) -> None:
         Path(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode").write_text("1\n")
 
 
-def _address(
-    config: Config, netlink: Netlink, tun: Tun, routes: AllowedIpRoutes, fwmark: int
-) -> None:
+def _address(config: Config, netlink: Netlink, tun: Tun) -> None:
     for address in config.interface.addresses:
         try:
             netlink.add_address(tun.ifindex, address)
         except OSError as error:
             raise OperatorError(f"{config.path}: Address {address}: {error.strerror}") from error
+    for address in set(netlink.addresses(tun.ifindex)) - set(config.interface.addresses):
+        netlink.delete_address(tun.ifindex, address)
     netlink.set_up(tun.ifindex)
+
+
+def _route(config: Config, routes: AllowedIpRoutes, found: Found, fwmark: int) -> None:
+    networks = config.networks()
     try:
-        routes.add([network for peer in config.peers for network in peer.allowed_ips], fwmark)
+        routes.add(networks, fwmark)
+        if found.newest:
+            routes.remove(adoption.read_allowed_ips(found.newest).keys() - set(networks), fwmark)
     except OSError as error:
         message = f"{config.path}: routes to AllowedIPs: {error.strerror}; Table = off makes none"
         raise OperatorError(message) from error

@@ -61,6 +61,10 @@ class Status(TypedDict):
     """0: off."""
     mtu: int
     pid: int
+    started: float
+    """When the daemon was, in seconds of CLOCK_BOOTTIME."""
+    file: str
+    """The configuration."""
     datapath: DatapathStatus
     peers: list[PeerStatus]
     drops: dict[str, int]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def of(daemon: Daemon) -> Status:
     """Of a running daemon; without secrets."""
     traffic = daemon.datapath.traffic()
-    sessions = {session.local_index: session for session in daemon.datapath.sessions()}
+    sessions = {state.session.local_index: state for state in daemon.datapath.sessions()}
     return {
         "interface": daemon.config.name,
         "public_key": keys.encode_key(daemon.device.public_key),
@@ -26,10 +26,12 @@ def of(daemon: Daemon) -> Status:
         "fwmark": daemon.interface.fwmark,
         "mtu": daemon.interface.mtu,
         "pid": os.getpid(),
+        "started": round(daemon.started, 3),
+        "file": str(daemon.config.path),
         "datapath": cast(DatapathStatus, daemon.datapath.describe()),
         "peers": [
             _peer(daemon, number, traffic.get(number, NO_TRAFFIC), sessions)
-            for number in range(len(daemon.config.peers))
+            for number in daemon.interface.peers
         ],
         "drops": daemon.datapath.drops(),
         "refused": dict(daemon.device.refused),
@@ -40,21 +42,21 @@ def of(daemon: Daemon) -> Status:
 def _peer(
     daemon: Daemon, number: int, traffic: Traffic, sessions: dict[int, SessionState]
 ) -> PeerStatus:
-    config = daemon.config.peers[number]
+    config = daemon.interface.peers[number]
     state = daemon.device.status(number)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     found: list[SessionStatus] = []
     for name in ("previous", "current", "next"):
-        keypair = getattr(state, name)
-        if keypair is not None:
-            session = sessions.get(keypair.local_index)
+        session = getattr(state, name)
+        if session is not None:
+            seen = sessions.get(session.local_index)
             found.append(
                 {
-                    "local_index": keypair.local_index,
-                    "role": "initiator" if keypair.initiator else "responder",
+                    "local_index": session.local_index,
+                    "role": "initiator" if session.initiator else "responder",
                     "state": name,
-                    "age": round(now - keypair.created, 3),
-                    "send_counter": session.send_counter if session else 0,
+                    "age": round(now - session.created, 3),
+                    "send_counter": seen.send_counter if seen else 0,
                 }
             )
     handshake = state.latest_handshake

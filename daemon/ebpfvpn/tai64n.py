@@ -14,6 +14,9 @@ RESOLUTION = 2**24
 NEVER = bytes(12)
 """Less than every timestamp."""
 
+END = bytes([0x80]) + bytes(11)
+"""Greater than every timestamp."""
+
 
 def encode(unix_nanoseconds: int) -> bytes:
     """The timestamp of a Unix time, rounded down to RESOLUTION."""
@@ -25,3 +28,8 @@ def encode(unix_nanoseconds: int) -> bytes:
 def successor(timestamp: bytes) -> bytes:
     """The least timestamp greater than this one."""
     return (int.from_bytes(timestamp, "big") + 1).to_bytes(12, "big")
+
+
+def later(timestamp: bytes, seconds: int) -> bytes:
+    """The timestamp so many seconds after this one."""
+    return (int.from_bytes(timestamp, "big") + (seconds << 32)).to_bytes(12, "big")

@@ -1,4 +1,7 @@
-"""The TUN device: a file descriptor of inner IP packets."""
+"""The TUN device: a file descriptor of inner IP packets.
+
+The device outlives the process, so that packets go on while no daemon runs, until it is deleted.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +11,66 @@ import fcntl
 import os
 import socket
 import struct
+from typing import Self
 
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_TUNGETIFF = 0x800454D2
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_TUN_EXCL = 0x8000
+_FLAGS = _IFF_TUN | _IFF_NO_PI
+_REQUEST = struct.Struct("16sH22x")
 _MAX_PACKET = 65535
 _NAME_LENGTH = 15
 
 
 class TunError(Exception):
-    """The device cannot be made; the text is one line for the operator."""
+    """The device cannot be had; the text is one line for the operator."""
+
+
+def alias(name: str) -> str:
+    """By which the TUN device of the tunnel NAME is known as ours (`ip link` shows it)."""
+    return f"ebpfvpn {name}"
 
 
 class Tun:
-    """A TUN device that lives as long as this object; in the network namespace of the thread
-    that made it."""
+    """In the network namespace of the thread that makes it."""
 
-    def __init__(self, name: str) -> None:
-        """Raises TunError: no /dev/net/tun, no privilege, or a device of that name exists."""
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd = fd
+        self.name = name
+        self.ifindex = socket.if_nametoindex(name)
+
+    @classmethod
+    def create(cls, name: str) -> Self:
+        """A new device, which is gone when it is closed, until `persist`. Raises TunError: no
+        /dev/net/tun, no privilege, or a device of that name exists."""
         if not 0 < len(os.fsencode(name)) <= _NAME_LENGTH:
             raise TunError(f"{name!r} is no device name: 1 to {_NAME_LENGTH} bytes")
-        self.name = name
+        return cls(_open(name, _FLAGS | _IFF_TUN_EXCL), name)
+
+    @classmethod
+    def attach(cls, name: str) -> Self:
+        """The device that an earlier daemon left. Raises TunError: somebody has it."""
+        return cls(_open(name, _FLAGS), name)
+
+    @classmethod
+    def inherit(cls, fd: int, name: str) -> Self | None:
+        """As `attach`, by its descriptor, which was kept open. None: it is another device's."""
+        request = bytearray(_REQUEST.size)
         try:
-            self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise TunError(f"cannot open /dev/net/tun: {error.strerror}") from None
-        request = struct.pack("16sH22x", os.fsencode(name), _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL)
-        try:
-            fcntl.ioctl(self._fd, _TUNSETIFF, request)
-        except OSError as error:
-            os.close(self._fd)
-            if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
-                raise TunError(f"a device {name} exists already") from None
-            raise TunError(f"cannot create the TUN device {name}: {error.strerror}") from None
-        self.ifindex = socket.if_nametoindex(name)
+            fcntl.ioctl(fd, _TUNGETIFF, request)
+        except OSError:
+            return None
+        if _REQUEST.unpack(request)[0].rstrip(b"\0") != os.fsencode(name):
+            return None
+        os.set_blocking(fd, False)
+        return cls(fd, name)
+
+    def persist(self) -> None:
+        """From now on it is there until it is deleted."""
+        fcntl.ioctl(self._fd, _TUNSETPERSIST, 1)
 
     def fileno(self) -> int:
         return self._fd
@@ -64,7 +92,23 @@ class Tun:
         return True
 
     def close(self) -> None:
-        """Removes the device."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
         self._fd = -1
+
+
+def _open(name: str, flags: int) -> int:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise TunError(f"cannot open /dev/net/tun: {error.strerror}") from None
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _REQUEST.pack(os.fsencode(name), flags))
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EBUSY and not flags & _IFF_TUN_EXCL:
+            raise TunError(f"the TUN device {name} is held by another process") from None
+        if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
+            raise TunError(f"a device {name} exists already") from None
+        raise TunError(f"cannot create the TUN device {name}: {error.strerror}") from None
+    return fd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from ebpfvpn.endpoint import Endpoint
@@ -30,8 +30,16 @@ _IN6_PKTINFO = struct.Struct("=16sI")
 class UdpSockets:
     """One for IPv4 and, where the machine has it, one for IPv6, on the same port."""
 
-    def __init__(self, port: int, fwmark: int) -> None:
-        """`port` 0: the kernel chooses one that is free for both. OperatorError."""
+    def __init__(self, port: int, fwmark: int, kept: Iterable[int] = ()) -> None:
+        """`port` 0: the kernel chooses one that is free for both; `kept`: descriptors of an earlier
+        daemon's, which go on if the port is theirs. OperatorError."""
+        self._kept: dict[int, socket.socket] = {}
+        for fd in kept:
+            sock = socket.socket(fileno=fd)
+            if sock.getsockname()[1] == port:
+                self._kept[sock.family] = sock
+            else:
+                sock.close()
         for attempt in range(_PORT_TRIES):
             try:
                 self._open(port, fwmark)
@@ -46,15 +54,18 @@ class UdpSockets:
         self.sockets: list[socket.socket] = []
         self.port = port
         for family in (socket.AF_INET, socket.AF_INET6):
+            kept = self._kept.pop(family, None)
             try:
-                sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                sock = kept or socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             except OSError as error:
                 if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
                     continue
                 raise
             self.sockets.append(sock)
-            if fwmark:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            if kept:
+                continue
             if family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
                 sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)

@@ -15,10 +15,10 @@ from ebpfvpn.actions import Action, Install, Send
 from ebpfvpn.daemon import Daemon
 from ebpfvpn.datapath import DatapathError
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 
 SEND = Send(None, b"message", Endpoint(ip_address("192.0.2.1"), 51820))
-INSTALL = Install(0, Keypair(1, 2, bytes(32), bytes(32), True, 0.0), confirmed=True)
+INSTALL = Install(0, Keypair(Session(1, 2, True, 0.0), bytes(32), bytes(32)), confirmed=True)
 
 
 class Fakes:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel import bpffs, leftovers
 from ebpfvpn.kernel.attach import AttachMode
 from ebpfvpn.kernel.datapath import KernelDatapath
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import Tun
 from netns import Namespace, address, namespace, veth
@@ -49,11 +50,14 @@ def node(
 ) -> Iterator[Node]:  # fmt: skip
     """One node in a namespace: a TUN with addresses and a datapath."""
     name = name or f"kt{secrets.token_hex(4)}"
+    bpffs.mount()
     with contextlib.ExitStack() as undo:
-        tun = ns.call(Tun, name)
+        undo.callback(bpffs.NameLock(name).release)
+        tun = ns.call(Tun.create, name)
         undo.callback(tun.close)
         netlink = ns.call(Netlink)
         undo.callback(netlink.close)
+        ns.call(leftovers.remove, netlink, name)
         netlink.set_mtu(tun.ifindex, mtu)
         ns.run("sysctl", "-qw", f"net.ipv6.conf.{name}.addr_gen_mode=1")
         netlink.set_up(tun.ifindex)
@@ -71,7 +75,7 @@ def node(
                 attach_mode=mode,
             )
         )
-        undo.callback(ns.call, datapath.close)
+        undo.callback(ns.call, datapath.remove)
         yield Node(ns, name, tun, netlink, datapath)
 
 
@@ -87,7 +91,7 @@ def introduce(one: Node, other: Node, outer: tuple[str, str] = OUTER, port: int 
         datapath.set_allowed_ips(PEER, networks)
         remote = ip_address(outer[1 - i].split("/")[0])
         here.ns.call(datapath.set_endpoint, PEER, Endpoint(remote, port))
-        keypair = Keypair(indices[i], indices[1 - i], keys[i], keys[1 - i], i == 0, now)
+        keypair = Keypair(Session(indices[i], indices[1 - i], i == 0, now), keys[i], keys[1 - i])
         datapath.install(PEER, keypair, confirmed=True)
         datapath.set_usable(PEER, True)
 

@@ -7,7 +7,8 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from ebpfvpn.netlink import AllowedIpRoutes, Netlink, free_table
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
+from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import Tun, TunError
 from netns import Namespace, address, namespace, veth
 
@@ -34,7 +35,7 @@ def netlink(ns: Namespace) -> Iterator[Netlink]:
 
 @pytest.fixture
 def tun(ns: Namespace, netlink: Netlink) -> Iterator[Tun]:
-    tun = ns.call(Tun, "wg0")
+    tun = ns.call(Tun.create, "wg0")
     netlink.set_up(tun.ifindex)
     netlink.add_address(tun.ifindex, ip_interface("10.66.0.1/24"))
     netlink.add_address(tun.ifindex, ip_interface("fd66::1/64"))
@@ -64,7 +65,7 @@ def test_default_route_leaves_marked_packets_and_known_networks(
         assert device(ns, target, "mark", str(MARK)) == "under0"
         assert device(ns, near) == "under0"
     assert device(ns, "10.7.1.1", "mark", str(MARK)) == "wg0"
-    routes.remove()
+    routes.remove(networks, MARK)
     assert [ns.run("ip", family, "rule") for family in ("-4", "-6")] == rules
 
 
@@ -95,9 +96,9 @@ def test_tun(ns: Namespace, tun: Tun) -> None:
         packets.append(packet)
     assert any(packet[0] >> 4 == 4 for packet in packets)
     with pytest.raises(TunError, match="wg0 exists already"):
-        ns.call(Tun, "wg0")
+        ns.call(Tun.create, "wg0")
     with pytest.raises(TunError, match="no device name"):
-        Tun("longer-than-15-b")
+        Tun.create("longer-than-15-b")
     tun.close()
     assert "wg0" not in ns.run("ip", "-br", "link")
     tun.close()

@@ -16,7 +16,7 @@ import pytest
 
 from ebpfvpn.datapath import DatapathError
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.kernel import bpffs, leftovers, objects
+from ebpfvpn.kernel import bpffs, generation, leftovers, objects
 from ebpfvpn.kernel.attach import ATTACH_MODES, AttachMode
 from kernel.compiler import compile_bpf
 from kernel.nodes import OUTER, PEER, Node, node, wait_for
@@ -195,10 +195,10 @@ def test_two_tunnels_on_one_device(
         leaver, stayer, mode = (
             (one, other, modes[1]) if first_leaves_first else (other, one, modes[0])
         )
-        ns.call(leaver.datapath.close)
+        ns.call(leaver.datapath.remove)
         assert filters(ns) == EXPECTED[mode][2]
         assert xdp(ns)[0] == EXPECTED[mode][1]
-        ns.call(stayer.datapath.close)
+        ns.call(stayer.datapath.remove)
         assert_untouched(ns)
 
 
@@ -248,7 +248,7 @@ from kernel.test_attach import use
 ns = Namespace(sys.argv[1])
 with node(ns, name=sys.argv[2]) as one:
     use(one)
-    keypair = Keypair(77, 78, bytes(range(32)), bytes(range(32)), True, 1.0)
+    keypair = Keypair(Session(77, 78, True, 1.0), bytes(range(32)), bytes(range(32)))
     one.datapath.install(PEER, keypair, confirmed=True)
     print(flush=True)
     sys.stdin.read()
@@ -289,7 +289,8 @@ def test_leftovers_of_a_namespace_that_is_gone() -> None:
     bpffs.mount()
     pins = bpffs.pin_directory(name)
     pins.mkdir()
-    (pins / "@1").mkdir()
+    (pins / "@netns=1,tun=2,number=0,port=3,fwmark=0,shape=any,identity=any").mkdir()
+    assert len(generation.find(name)) == 1
     leftovers.clean(name)
     assert not pins.exists()
     leftovers.clean(name)

@@ -18,7 +18,7 @@ from ebpfvpn.kernel import layout
 from ebpfvpn.kernel.attach import ATTACH_MODES, AttachMode
 from ebpfvpn.kernel.bpffs import pin_directory
 from ebpfvpn.kernel.map import Map
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 from kernel.nodes import INNER, OUTER, OUTER6, PEER, PORT, Node, node, two_nodes, wait_for
 from netns import namespace
 
@@ -109,15 +109,15 @@ def test_confirmation_by_first_packet() -> None:
     with two_nodes() as (one, other):
         keys = secrets.token_bytes(32), secrets.token_bytes(32)
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        responder = Keypair(500, 501, keys[0], keys[1], False, now)
+        responder = Keypair(Session(500, 501, False, now), keys[0], keys[1])
         other.datapath.install(PEER, responder, confirmed=False)
         ping(one, "10.66.0.2")  # still the old session
         assert Confirmed(PEER, 500) not in events(other)
-        initiator = Keypair(501, 500, keys[1], keys[0], True, now)
+        initiator = Keypair(Session(501, 500, True, now), keys[1], keys[0])
         one.datapath.install(PEER, initiator, confirmed=True)
         ping(one, "10.66.0.2")
         assert Confirmed(PEER, 500) in events(other)
-        counters = {s.local_index: s.send_counter for s in other.datapath.sessions()}
+        counters = {s.session.local_index: s.send_counter for s in other.datapath.sessions()}
         assert counters[500] == 5
 
 
@@ -126,9 +126,11 @@ def test_a_confirmed_session_puts_an_unconfirmed_one_out_of_the_way() -> None:
     with two_nodes() as (one, other):
         keys = secrets.token_bytes(32), secrets.token_bytes(32)
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        one.datapath.install(PEER, Keypair(500, 501, *keys, False, now), confirmed=False)
-        other.datapath.install(PEER, Keypair(501, 500, *keys[::-1], True, now), confirmed=True)
-        one.datapath.install(PEER, Keypair(600, 601, *keys, True, now), confirmed=True)
+        one.datapath.install(PEER, Keypair(Session(500, 501, False, now), *keys), confirmed=False)
+        other.datapath.install(
+            PEER, Keypair(Session(501, 500, True, now), *keys[::-1]), confirmed=True
+        )
+        one.datapath.install(PEER, Keypair(Session(600, 601, True, now), *keys), confirmed=True)
         other.datapath.send(PEER, [b""])
         wait_for(lambda: one.datapath.traffic()[PEER].rx_packets == 1)
         assert Confirmed(PEER, 500) not in one.ns.call(one.datapath.events)
@@ -139,12 +141,12 @@ def test_a_confirmed_session_puts_an_unconfirmed_one_out_of_the_way() -> None:
 def test_retired_session_is_forgotten_with_its_keys() -> None:
     with two_nodes() as (one, other):
         ping(one, "10.66.0.2")
-        (session,) = one.datapath.sessions()
-        assert session.peer == PEER
+        (state,) = one.datapath.sessions()
+        assert state.peer == PEER
         keys = pinned(one, "keys")
         assert len(keys.items()) == 1
-        one.datapath.retire(session.local_index)
-        one.datapath.retire(session.local_index)
+        one.datapath.retire(state.session.local_index)
+        one.datapath.retire(state.session.local_index)
         one.datapath.retire(12345)
         assert one.datapath.sessions() == []
         wait_for(lambda: keys.items() == [] and pinned(one, "windows").items() == [])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ebpfvpn.kernel import layout, objects
+from ebpfvpn.kernel.btf import field_names
 from kernel.compiler import EBPF, compile_bpf
 
 Types = dict[str, dict[str, Any]]
@@ -53,7 +54,7 @@ def test_constants(btf: dict[str, Types], enum: str, prefix: str) -> None:
 def test_drop_reasons() -> None:
     """Of the object that is shipped, and in the order of its header."""
     written = re.findall(r"^\t__u64 (\w+);", (EBPF / "drops.h").read_text(), re.MULTILINE)
-    assert layout.field_names(objects.TC_OBJECT, "drops") == written
+    assert field_names(objects.TC_OBJECT, "drops") == written
     assert {"bad_tag", "replayed", "pass_no_peer"} < set(written)
 
 

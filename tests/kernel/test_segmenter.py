@@ -70,10 +70,10 @@ def test_outer_queues(ns: Namespace, netlink: Netlink) -> None:
 def test_removal(ns: Namespace, netlink: Netlink) -> None:
     one: Segmenter = ns.call(segmenter.create, netlink, "wg0", 1420)
     other = ns.call(segmenter.create, netlink, "wg01", 1420)
-    segmenter.remove(netlink, one)
-    assert set(links(ns)) == {other.outer, other.inner}
-    segmenter.remove(netlink, one)
-    segmenter.remove_leftover(netlink, "wg0")
-    assert set(links(ns)) == {other.outer, other.inner}
-    segmenter.remove_leftover(netlink, "wg01")
+    assert segmenter.find(netlink, "wg0", 1420) == one
+    for _ in range(2):
+        segmenter.remove(netlink, "wg0")
+        assert set(links(ns)) == {other.outer, other.inner}
+        assert segmenter.find(netlink, "wg0", 1420) is None
+    segmenter.remove(netlink, "wg01")
     assert not links(ns)

@@ -30,6 +30,8 @@ def status() -> show.Status:
         "fwmark": 0xCA6C,
         "mtu": 1420,
         "pid": 4321,
+        "started": 99.5,
+        "file": f"/etc/ebpfvpn/{name}.conf",
         "datapath": {
             "path": "kernel",
             "devices": [

@@ -15,7 +15,7 @@ from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.noise import PrivateKey
-from ebpfvpn.peer import NO_TRAFFIC
+from ebpfvpn.peer import NO_TRAFFIC, Keypairs
 
 POLL = 0.5
 START = 1000.0
@@ -37,6 +37,7 @@ class PeerData:
     current: int = 0
     next: int = 0
     traffic: Traffic = NO_TRAFFIC
+    timestamp: bytes = tai64n.NEVER
 
 
 class Node:
@@ -48,12 +49,10 @@ class Node:
         self.random = random.Random(number)
         self.private_key = self.random.randbytes(32)
         self.public_key = PrivateKey(self.private_key).public
-        self.device = Device(
-            self.private_key,
-            tai64n=lambda: tai64n.encode(int((BOOTED_AT_UNIX_TIME + network.now) * 1e9)),
-            random=self.random.randbytes,
-            **options,  # type: ignore[arg-type]
-        )
+        self.options = options
+        self.device = self._new_device()
+        self.added: dict[int, tuple[bytes, dict[str, object]]] = {}
+        """Public key and options of each peer."""
         self.peers: dict[int, PeerData] = {}
         self.sessions: dict[int, Session] = {}
         self.queues: dict[int, list[bytes]] = {}
@@ -61,12 +60,39 @@ class Node:
         self.received: list[bytes] = []
         network.nodes[(self.address.address, self.address.port)] = self
 
+    def _new_device(self) -> Device:
+        return Device(
+            self.private_key,
+            tai64n=lambda: tai64n.encode(int((BOOTED_AT_UNIX_TIME + self.network.now) * 1e9)),
+            random=self.random.randbytes,
+            **self.options,  # type: ignore[arg-type]
+        )
+
+    def restart(self) -> None:
+        """A new daemon finds the datapath as it is; what waited for a handshake is lost."""
+        known = {number: self.device.status(number) for number in self.peers}
+        self.device = self._new_device()
+        for number, data in self.peers.items():
+            self.queues[number].clear()
+            live = {i: s.keypair.session for i, s in self.sessions.items() if s.peer == number}
+            current, following = live.pop(data.current, None), live.pop(data.next, None)
+            previous = known[number].previous
+            assert set(live.values()) <= {previous}
+            public_key, options = self.added[number]
+            self.device.add_peer(number, public_key, **options)  # type: ignore[arg-type]
+            self.device.adopt(
+                number, Keypairs(previous, current, following), data.endpoint, data.timestamp,
+                self.network.now,
+            )  # fmt: skip
+        self.act()
+
     def add(
         self, peer: Node, number: int = 1, *, reachable: bool = True, **options: object
     ) -> None:
         endpoint = peer.address if reachable else None
         self.peers[number] = PeerData(endpoint)
         self.queues[number] = []
+        self.added[number] = peer.public_key, options
         self.device.add_peer(
             number,
             peer.public_key,
@@ -123,15 +149,18 @@ class Node:
             case actions.Send(_, data, endpoint):
                 self.network.send(data, self.address, endpoint)
             case actions.Install(number, keypair, confirmed):
-                assert keypair.local_index not in self.sessions
-                self.sessions[keypair.local_index] = Session(number, keypair)
+                local_index = keypair.session.local_index
+                assert local_index not in self.sessions
+                self.sessions[local_index] = Session(number, keypair)
                 if confirmed:
-                    self.peers[number].current = keypair.local_index
+                    self.peers[number].current = local_index
                     self.peers[number].next = 0
                 else:
-                    self.peers[number].next = keypair.local_index
+                    self.peers[number].next = local_index
             case actions.Retire(local_index):
                 del self.sessions[local_index]
+            case actions.TimestampReceived(number, timestamp):
+                self.peers[number].timestamp = timestamp
             case actions.SessionReady(number, confirm):
                 if confirm and not self.queues[number]:
                     self.queues[number].append(KEEPALIVE)
@@ -145,7 +174,7 @@ class Node:
 
     def _usable(self, number: int) -> bool:
         keypair = self.current(number)
-        return bool(keypair and self.network.now < keypair.created + wire.REJECT_AFTER_TIME)
+        return bool(keypair and self.network.now < keypair.session.created + wire.REJECT_AFTER_TIME)
 
     def _flush(self, number: int) -> None:
         packets, self.queues[number] = self.queues[number], []
@@ -158,7 +187,9 @@ class Node:
         peer, now = self.peers[number], self.network.now
         session = self.sessions[peer.current]
         proof = session.keypair.send_key
-        message = wire.Data(session.keypair.remote_index, session.send_counter, proof + packet)
+        message = wire.Data(
+            session.keypair.session.remote_index, session.send_counter, proof + packet
+        )
         session.send_counter += 1
         traffic = replace(peer.traffic, last_sent=now, unacknowledged_since=0.0)
         if packet:
@@ -170,7 +201,7 @@ class Node:
 
     def _open(self, message: wire.Data, source: Endpoint) -> None:
         session, now = self.sessions.get(message.receiver_index), self.network.now
-        if not session or now >= session.keypair.created + wire.REJECT_AFTER_TIME:
+        if not session or now >= session.keypair.session.created + wire.REJECT_AFTER_TIME:
             return
         proof, packet = message.sealed[: wire.KEY_LENGTH], message.sealed[wire.KEY_LENGTH :]
         if proof != session.keypair.receive_key or message.counter in session.received:

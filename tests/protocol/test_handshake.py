@@ -41,7 +41,7 @@ def test_first_data_shakes_hands_and_is_then_delivered_in_order() -> None:
     kinds = [type(action).__name__ for action in alice.done]
     assert kinds == ["Send", "EndpointMoved", "Install", "SessionReady"]
     kinds = [type(action).__name__ for action in bob.done]
-    assert kinds == ["EndpointMoved", "Install", "Send", "SessionReady"]
+    assert kinds == ["TimestampReceived", "EndpointMoved", "Install", "Send", "SessionReady"]
 
 
 def test_both_ends_can_send_afterwards() -> None:
@@ -184,7 +184,7 @@ def test_an_endpoint_is_learned_from_an_authentic_message_only() -> None:
     assert bob.device.status(1).endpoint == alice.address
     bob.device.receive(message, elsewhere, network.now)
     assert bob.device.status(1).endpoint == elsewhere
-    moved, _, sent = bob.device.actions()
+    _, moved, _, sent = bob.device.actions()
     assert moved == actions.EndpointMoved(1, elsewhere)
     assert isinstance(sent, actions.Send)
     assert sent.endpoint == elsewhere

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from ebpfvpn import wire
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Session
 from ebpfvpn.peer import Keypairs, expiry
 
 
-def keypair(number: int, created: float = 0.0) -> Keypair:
-    return Keypair(number, number, bytes(32), bytes(32), True, created)
+def session(number: int, created: float = 0.0) -> Session:
+    return Session(number, number, True, created)
 
 
 def show(keypairs: Keypairs) -> tuple[int, int, int]:
@@ -41,15 +41,15 @@ TRANSITIONS = [
 def test_transitions(
     before: tuple[int, int, int], event: str, after: tuple[int, int, int], out: set[int]
 ) -> None:
-    keypairs = Keypairs(*(keypair(number) if number else None for number in before))
-    arguments = [keypair(NEW)] if event in {"initiated", "responded"} else []
+    keypairs = Keypairs(*(session(number) if number else None for number in before))
+    arguments = [session(NEW)] if event in {"initiated", "responded"} else []
     fell_out = getattr(keypairs, event)(*arguments)
     assert show(keypairs) == after
     assert {pair.local_index for pair in fell_out} == out
 
 
 def test_keypairs_expire_one_by_one() -> None:
-    keypairs = Keypairs(keypair(1, 10.0), keypair(2, 130.0), keypair(3, 250.0))
+    keypairs = Keypairs(session(1, 10.0), session(2, 130.0), session(3, 250.0))
     assert keypairs.first_expiry() == 10.0 + wire.REJECT_AFTER_TIME
     assert keypairs.expire(189.9) == []
     assert [pair.local_index for pair in keypairs.expire(190.0)] == [1]
@@ -57,4 +57,4 @@ def test_keypairs_expire_one_by_one() -> None:
     assert not keypairs.usable(310.0)
     assert [pair.local_index for pair in keypairs.expire(500.0)] == [2, 3]
     assert keypairs.first_expiry() is None
-    assert expiry(keypair(1, 5.0)) == 185.0
+    assert expiry(session(1, 5.0)) == 185.0

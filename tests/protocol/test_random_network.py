@@ -16,7 +16,7 @@ from protocol.harness import Network, Node
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["alice", "bob", "carol", "wait", "replay", "forge", "remove"]),
+        st.sampled_from(["alice", "bob", "carol", "wait", "replay", "forge", "remove", "restart"]),
         st.sampled_from([0.0, 0.3, 1.0]),  # lost
         st.sampled_from([0.01, 0.5, 8.0]),  # longest delay
         st.sampled_from([0.05, 1.0, 7.0, 61.0, 181.0]),  # seconds
@@ -44,7 +44,7 @@ def check_books(device: Device) -> None:
 
 
 def check_sessions(node: Node) -> None:
-    installed = [a.keypair.local_index for a in node.done if isinstance(a, actions.Install)]
+    installed = [a.keypair.session.local_index for a in node.done if isinstance(a, actions.Install)]
     retired = [a.local_index for a in node.done if isinstance(a, actions.Retire)]
     assert len(installed) == len(set(installed))
     assert len(retired) == len(set(retired))
@@ -95,6 +95,8 @@ def test_the_books_stay_right_and_sessions_come_up(
             case "remove":
                 alice.remove(1)
                 alice.add(bob, 1)
+            case "restart":
+                chance.choice(nodes).restart()
         network.run(seconds)
         for node in nodes:
             check_books(node.device)

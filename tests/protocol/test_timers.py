@@ -208,7 +208,7 @@ def test_the_initiator_rekeys_when_it_sends_after_two_minutes() -> None:
     assert bob.initiations() == 0
     current = alice.current()
     assert current
-    assert current.created == pytest.approx(START + 120, abs=2)
+    assert current.session.created == pytest.approx(START + 120, abs=2)
 
 
 def test_nothing_is_lost_over_rekeys() -> None:
@@ -350,13 +350,13 @@ def test_a_new_session_leaves_the_one_before_usable_for_what_is_on_its_way() -> 
     second = alice.current()
     assert first
     assert second
-    assert first.local_index != second.local_index
-    assert set(alice.sessions) == {first.local_index, second.local_index}
+    assert first.session.local_index != second.session.local_index
+    assert set(alice.sessions) == {first.session.local_index, second.session.local_index}
     status = bob.device.status(1)
     assert status.previous
     assert status.current
-    assert status.previous.local_index == first.remote_index
-    assert status.current.local_index == second.remote_index
+    assert status.previous.local_index == first.session.remote_index
+    assert status.current.local_index == second.session.remote_index
 
 
 def test_idle_peers_cost_nothing() -> None:

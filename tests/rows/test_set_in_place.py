@@ -5,37 +5,48 @@ from __future__ import annotations
 import pytest
 
 from ebpfvpn.kernel import layout
-from ebpfvpn.kernel.layout import number
+from ebpfvpn.kernel.layout import number, octets
 from rows.tunnel import LOCAL_INDEX, PEER, RECEIVE_KEY, SEND_KEY, Tunnel
 
-NEW = {"current": 7, "expires": 8, "next": 9, "usable": 0, "max_inner": 1300}
+NEW = {
+    "current": 7,
+    "expires": 8,
+    "next": 9,
+    "usable": 0,
+    "max_inner": 1300,
+    "timestamp": octets(bytes(range(12))),
+}
 FIELDS = {
     layout.SET_CURRENT: {"current", "expires"},
     layout.SET_NEXT: {"next"},
     layout.SET_USABLE: {"usable"},
     layout.SET_MAX_INNER: {"max_inner"},
+    layout.SET_TIMESTAMP: {"timestamp"},
 }
 
 
-def values(peer: layout.Peer) -> dict[str, object]:
+ARRAYS = ("public_key", "timestamp")
+
+
+def values(peer: layout.Peer | layout.SetPeer) -> dict[str, object]:
     return {
-        name: bytes(getattr(peer, name)) if name == "public_key" else getattr(peer, name)
+        name: bytes(getattr(peer, name)) if name in ARRAYS else getattr(peer, name)
         for name, *_ in peer._fields_
     }
 
 
-@pytest.mark.parametrize("fields", range(16))
+@pytest.mark.parametrize("fields", range(32))
 def test_set_peer(tunnel: Tunnel, fields: int) -> None:
     tunnel.change_peer(rx_packets=1, tx_bytes=2, last_sent=3, unacknowledged_since=4)
     before = values(tunnel.peer())
     to = layout.SetPeer(peer=PEER, fields=fields, **NEW)
     assert tunnel.loaded.programs["set_peer"].syscall(to) == 0
     named = {name for flag, names in FIELDS.items() if fields & flag for name in names}
-    assert values(tunnel.peer()) == before | {name: NEW[name] for name in named}
+    assert values(tunnel.peer()) == before | {name: values(to)[name] for name in named}
 
 
 def test_set_peer_that_is_gone(tunnel: Tunnel) -> None:
-    to = layout.SetPeer(peer=PEER + 10, fields=15, **NEW)
+    to = layout.SetPeer(peer=PEER + 10, fields=31, **NEW)
     assert tunnel.loaded.programs["set_peer"].syscall(to) == -1
     assert tunnel.loaded.maps["peers"].lookup(number(PEER + 10)) is None
 

@@ -15,6 +15,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from ebpfvpn.kernel import bpffs, layout, objects
+from ebpfvpn.kernel.btf import field_names
 from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.libbpf import possible_cpus
 from ebpfvpn.kernel.map import RingBuffer
@@ -131,7 +132,7 @@ def message(counter: int, text: bytes, *, key: bytes = RECEIVE_KEY) -> bytes:
 
 @functools.cache
 def drop_reasons() -> list[str]:
-    return layout.field_names(objects.TC_OBJECT, "drops")
+    return field_names(objects.TC_OBJECT, "drops")
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,8 @@ class Node:
     """Of its configuration."""
     private_key: str
     public_key: str
+    python_path: Path | None = None
+    """Of another version than this one."""
 
     @property
     def name(self) -> str:
@@ -79,6 +82,7 @@ class Node:
         """`ebpfvpn ARGUMENTS` in its namespace."""
         return subprocess.run(
             self.ns.command(sys.executable, "-m", "ebpfvpn", *arguments),
+            env=os.environ | ({"PYTHONPATH": str(self.python_path)} if self.python_path else {}),
             capture_output=True,
             text=True,
             timeout=30,
@@ -92,6 +96,16 @@ class Node:
     def down(self) -> None:
         done = self.command("down", self.name)
         assert (done.returncode, done.stderr) == (0, "")
+
+    def restart(self) -> None:
+        done = self.command("restart", self.name)
+        assert (done.returncode, done.stderr) == (0, ""), self.log()
+
+    def kill(self) -> None:
+        """The daemon, by SIGKILL."""
+        pid = self.show()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())
 
     def show(self) -> dict[str, Any]:
         done = self.command("show", "--json", self.name)

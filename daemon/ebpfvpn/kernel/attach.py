@@ -6,8 +6,8 @@ somebody else has attached stays: no program is replaced, no qdisc removed that 
 
 A device's directory on bpffs says who is there, for tunnels of all processes:
 
-    @NETNS-IFINDEX/tunnel-NAME/  the tunnel NAME is attached
-    @NETNS-IFINDEX/clsact/       the device's clsact qdisc was made by a tunnel
+    @NETNS-IFINDEX/tunnel-NAME%0/  generation 0 of the tunnel NAME is attached
+    @NETNS-IFINDEX/clsact/         the device's clsact qdisc was made by a tunnel
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Literal, Self
 
 from ebpfvpn.kernel import bpffs, dispatcher, hooks
 from ebpfvpn.kernel.features import takes_redirect
+from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.hooks import Filter
 from ebpfvpn.kernel.libbpf import BpfError
+from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.program import Program
 from ebpfvpn.netlink import Link, Netlink
 
@@ -43,11 +45,27 @@ class _RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """What attaching needs to know of one."""
+    """What attaching and detaching need to know of a generation."""
 
-    name: str
-    tun_ifindex: int
+    marker: str
+    """Name of the directory that says that it is attached."""
+    handle: int
+    """Of its tc filters."""
     listen_port: int
+    ours: Map
+    """By it programs are known as this generation's, whichever start of the daemon loaded them."""
+
+    @classmethod
+    def of(cls, generation: Generation) -> Self:
+        """BpfError if it has not come so far as to be attached."""
+        facts = generation.facts
+        return cls(_marker(generation), facts.handle, facts.port, generation.config())
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """What is attached."""
+
     mark: bytes
     deliver: Program
     deliver_generic: Program
@@ -57,19 +75,11 @@ class Tunnel:
     """None: tc only."""
 
     @classmethod
-    def of(
-        cls, name: str, tun_ifindex: int, listen_port: int, mark: bytes,
-        programs: Mapping[str, Program],
-    ) -> Self:  # fmt: skip
-        """With its loaded programs, by name. KeyError if there are not even those of tc."""
+    def of(cls, mark: bytes, loaded: Mapping[str, Program]) -> Self:
         return cls(
-            name, tun_ifindex, listen_port, mark, programs["deliver"],
-            programs["deliver_generic"], programs["open_tc"], programs.get("open_xdp"),
+            mark, loaded["deliver"], loaded["deliver_generic"], loaded["open_tc"],
+            loaded.get("open_xdp"),
         )  # fmt: skip
-
-    def ingress_programs(self) -> set[int]:
-        """The ids of what it may have on a device's tc ingress."""
-        return {self.deliver.id, self.deliver_generic.id, self.open_tc.id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,11 @@ class Attachment:
     """`seal` in XDP may redirect to it."""
 
 
-def attach(netlink: Netlink, tunnel: Tunnel, link: Link, mode: AttachMode) -> Attachment:
-    """Never fails: at worst messages go through the UDP socket, and the reason says why."""
+def attach(
+    netlink: Netlink, tunnel: Tunnel, programs: Programs, link: Link, mode: AttachMode
+) -> Attachment:
+    """Never fails: at worst messages go through the UDP socket, and the reason says why. What an
+    earlier daemon attached is replaced without a gap."""
     if link.mac is None or link.loopback:
         return Attachment(link.ifindex, link.name, "socket", "no Ethernet device", False)
     refusals: list[str] = []
@@ -94,21 +107,22 @@ def attach(netlink: Netlink, tunnel: Tunnel, link: Link, mode: AttachMode) -> At
     with bpffs.devices_lock():
         directory = _directory(link.ifindex)
         directory.mkdir(mode=0o700, exist_ok=True)
-        (directory / _marker(tunnel.name)).mkdir(exist_ok=True)
+        (directory / tunnel.marker).mkdir(exist_ok=True)
         for candidate in ("native", "generic", "tc") if mode == "auto" else (mode,):
             try:
                 if candidate == "tc":
-                    _attach_tc(tunnel, link.ifindex)
+                    _attach_tc(tunnel, programs, link.ifindex)
                     chosen = "tc"
                 else:
-                    chosen = _attach_xdp(tunnel, link.ifindex, candidate, exact=mode != "auto")
+                    exact = mode != "auto"
+                    chosen = _attach_xdp(tunnel, programs, link.ifindex, candidate, exact=exact)
                 break
             except (BpfError, _RefusedError) as error:
                 kind = "tc" if candidate == "tc" else f"{candidate} XDP"
                 reason = error.reason if isinstance(error, BpfError) else str(error)
                 refusals.append(f"{kind} refused: {reason}")
         if chosen == "socket":
-            _leave(netlink, tunnel.name, link.ifindex)
+            _leave(netlink, tunnel.marker, link.ifindex)
     reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
     redirect = chosen == "native" and takes_redirect(link)
     return Attachment(link.ifindex, link.name, chosen, reason, redirect)
@@ -118,19 +132,28 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
     """Takes the tunnel off a device, and with the last tunnel all that tunnels put there. A
     device that is gone is forgotten."""
     with bpffs.devices_lock():
-        if tunnel.open_xdp is not None:
-            dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.open_xdp)
+        dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
         # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
-        _detach_filters(ifindex, tunnel.ingress_programs(), tunnel.tun_ifindex)
-        _leave(netlink, tunnel.name, ifindex)
+        _detach_filters(ifindex, tunnel)
+        _leave(netlink, tunnel.marker, ifindex)
 
 
-def attached_devices(name: str) -> list[tuple[int, int]]:
-    """Network namespace (inode) and ifindex of the devices on which a tunnel is, dead or alive."""
+def open_in_tc(tunnel: Tunnel, open_tc: Program, ifindex: int) -> None:
+    """From now on it can do without the dispatcher, in which the generation that follows takes its
+    place. Nothing happens if the device is gone."""
+    with bpffs.devices_lock(), contextlib.suppress(BpfError):
+        Filter(ifindex, hooks.INGRESS, tunnel.handle, hooks.OPEN_PRIORITY).attach(
+            open_tc, tunnel.ours
+        )
+
+
+def attached_devices(generation: Generation) -> list[tuple[int, int]]:
+    """Network namespace (inode) and ifindex of the devices on which it is, dead or alive."""
     found = []
-    for marker in bpffs.PINS.glob(f"@*/{_marker(name)}"):
-        netns, _, ifindex = marker.parent.name.removeprefix("@").partition("-")
-        found.append((int(netns), int(ifindex)))
+    for directory in bpffs.PINS.glob("@*"):
+        if (directory / _marker(generation)).exists():
+            netns, _, ifindex = directory.name.removeprefix("@").partition("-")
+            found.append((int(netns), int(ifindex)))
     return found
 
 
@@ -138,59 +161,61 @@ def _directory(ifindex: int) -> Path:
     return bpffs.device_directory(bpffs.netns_inode(), ifindex)
 
 
-def _marker(name: str) -> str:
-    return _TUNNEL + bpffs.pin_directory(name).name
+def _marker(generation: Generation) -> str:
+    return f"{_TUNNEL}{bpffs.pin_directory(generation.name).name}%{generation.facts.number}"
 
 
-def _attach_xdp(tunnel: Tunnel, ifindex: int, mode: str, *, exact: bool) -> OpenMode:
+def _attach_xdp(
+    tunnel: Tunnel, programs: Programs, ifindex: int, mode: str, *, exact: bool
+) -> OpenMode:
     """Returns the mode in which the dispatcher is, which may be another unless `exact`."""
-    if tunnel.open_xdp is None:
+    if programs.open_xdp is None:
         raise _RefusedError("XDP programs are not loaded")
     directory = _directory(ifindex)
     found = dispatcher.attached_mode(directory, ifindex)
     if found and exact and found != _XDP_MODES[mode]:
         raise _RefusedError(f"another tunnel has attached {_XDP_NAMES[found]} XDP")
-    if not found:
+    if found:
+        dispatcher.renew(directory, ifindex, found)
+    else:
         found = _XDP_MODES[mode]
-        dispatcher.create(directory, ifindex, found, tunnel.mark)
+        dispatcher.create(directory, ifindex, found, programs.mark)
     try:
         generic = found == hooks.XDP_GENERIC
-        deliver = tunnel.deliver_generic if generic else tunnel.deliver
-        _add_filter(deliver, ifindex, tunnel.tun_ifindex, hooks.DELIVER_PRIORITY)
+        deliver = programs.deliver_generic if generic else programs.deliver
+        _add_filter(tunnel, deliver, ifindex, hooks.DELIVER_PRIORITY)
         if generic:
             # The kernel does not show it packets that tc redirected on their way here, from
             # another namespace over veth, say.
-            _attach_tc(tunnel, ifindex)
-        dispatcher.set_port(directory, tunnel.listen_port, tunnel.open_xdp)
+            _attach_tc(tunnel, programs, ifindex)
+        dispatcher.set_port(directory, tunnel.listen_port, programs.open_xdp)
     except BpfError:
-        _detach_filters(ifindex, tunnel.ingress_programs(), tunnel.tun_ifindex)
+        _detach_filters(ifindex, tunnel)
         if not dispatcher.in_use(directory):
             dispatcher.remove(directory, ifindex)
         raise
     return _XDP_NAMES[found]
 
 
-def _attach_tc(tunnel: Tunnel, ifindex: int) -> None:
-    _add_filter(tunnel.open_tc, ifindex, tunnel.tun_ifindex, hooks.OPEN_PRIORITY)
+def _attach_tc(tunnel: Tunnel, programs: Programs, ifindex: int) -> None:
+    _add_filter(tunnel, programs.open_tc, ifindex, hooks.OPEN_PRIORITY)
 
 
-def _add_filter(program: Program, ifindex: int, handle: int, priority: int) -> None:
+def _add_filter(tunnel: Tunnel, program: Program, ifindex: int, priority: int) -> None:
     if hooks.add_clsact(ifindex):
         (_directory(ifindex) / _CLSACT).mkdir(exist_ok=True)
-    Filter(ifindex, hooks.INGRESS, handle, priority).attach(program)
+    Filter(ifindex, hooks.INGRESS, tunnel.handle, priority).attach(program, tunnel.ours)
 
 
-def _detach_filters(ifindex: int, programs: set[int], handle: int) -> None:
+def _detach_filters(ifindex: int, tunnel: Tunnel) -> None:
     for priority in (hooks.DELIVER_PRIORITY, hooks.OPEN_PRIORITY):
-        filter_ = Filter(ifindex, hooks.INGRESS, handle, priority)
-        if filter_.program_id() in programs:
-            filter_.detach()
+        Filter(ifindex, hooks.INGRESS, tunnel.handle, priority).detach(tunnel.ours)
 
 
-def _leave(netlink: Netlink, name: str, ifindex: int) -> None:
+def _leave(netlink: Netlink, marker: str, ifindex: int) -> None:
     directory = _directory(ifindex)
     with contextlib.suppress(FileNotFoundError):
-        (directory / _marker(name)).rmdir()
+        (directory / marker).rmdir()
     if not dispatcher.in_use(directory):
         dispatcher.remove(directory, ifindex)
     if (directory / _CLSACT).exists() and not _filters(netlink, ifindex):

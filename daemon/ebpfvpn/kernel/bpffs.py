@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import os
 import secrets
+import select
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ BPFFS = Path("/sys/fs/bpf")
 PINS = BPFFS / "ebpfvpn"
 RUN = Path("/run/ebpfvpn")
 
+_DYING = 5.0  # seconds
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 
 
@@ -87,16 +89,23 @@ class NameLock:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(self._fd, 32).decode().strip() or "unknown"
+                holder = self._holder()
                 os.close(self._fd)
+                if _await_death(holder):
+                    continue
                 raise DatapathError(
                     f"{name} is in use already, by process {holder}: ebpfvpn down {name}"
                 ) from None
             if self._is_current():
+                # It may have let go of this, but not of its devices and ports yet.
+                _await_death(self._holder())
                 break
             os.close(self._fd)  # its holder removed it before we had it
         os.truncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _holder(self) -> str:
+        return os.pread(self._fd, 32, 0).decode().strip() or "unknown"
 
     def _is_current(self) -> bool:
         try:
@@ -109,6 +118,23 @@ class NameLock:
             self._path.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = -1
+
+
+def _await_death(pid: str) -> bool:
+    """Whether the process is dead, or was dying and is dead now."""
+    try:
+        process = os.pidfd_open(int(pid))
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except OSError:  # its memory is gone already, its descriptors maybe not
+        return bool(select.select([process], [], [], _DYING)[0])
+    finally:
+        os.close(process)
+    return False
 
 
 @contextlib.contextmanager

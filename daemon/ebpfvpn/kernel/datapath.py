@@ -1,7 +1,7 @@
 """KernelDatapath: the Datapath whose packets never leave the kernel.
 
 What it makes belongs to the network namespace of the thread that constructs it, and every method
-is to be called in that namespace. Nothing is left when construction fails.
+is to be called in that namespace. Nothing new is left when construction fails.
 """
 
 from __future__ import annotations
@@ -10,13 +10,33 @@ import contextlib
 import select
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network
 
-from ebpfvpn.datapath import Confirmed, Event, MessagesUsed, Roamed, SessionState, Traffic
+from ebpfvpn.datapath import (
+    Confirmed,
+    Event,
+    Left,
+    MessagesUsed,
+    Roamed,
+    SessionState,
+    Traffic,
+)
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.kernel import bpffs, hooks, layout, leftovers, objects, segmenter
-from ebpfvpn.kernel.attach import AttachMode, Tunnel
+from ebpfvpn.kernel import (
+    adoption,
+    attach,
+    bpffs,
+    generation,
+    hooks,
+    layout,
+    leftovers,
+    objects,
+    segmenter,
+)
+from ebpfvpn.kernel.adoption import NOTHING, Found, Network
+from ebpfvpn.kernel.attach import AttachMode, Programs, Tunnel
+from ebpfvpn.kernel.btf import field_names
 from ebpfvpn.kernel.frames import FrameSocket, MessageSocket, reinjected, to_seal
+from ebpfvpn.kernel.generation import Facts
 from ebpfvpn.kernel.hooks import Filter
 from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.libbpf import BpfError
@@ -24,11 +44,9 @@ from ebpfvpn.kernel.map import Map, RingBuffer
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions
 from ebpfvpn.kernel.ways import Ways
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.wire import REKEY_AFTER_MESSAGES
-
-Network = IPv4Network | IPv6Network
 
 _SO_ATTACH_BPF = 50
 _FIRST_HANDLE = 1
@@ -40,82 +58,100 @@ class KernelDatapath:
 
     def __init__(
         self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
-        peers: int, attach_mode: AttachMode = "auto",
-        rekey_after_messages: int = REKEY_AFTER_MESSAGES,
+        peers: int, identity: str = "", attach_mode: AttachMode = "auto",
+        rekey_after_messages: int = REKEY_AFTER_MESSAGES, found: Found = NOTHING,
     ) -> None:  # fmt: skip
-        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there may be.
-        DatapathError: NAME is in use, or the machine lacks something."""
+        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there are; `identity` and
+        `found`: see adoption.py. DatapathError: the machine lacks something."""
         self._mode: AttachMode = attach_mode
         self._listen_port = listen_port
-        self._allowed: dict[Network, int] = {}
+        self._mtu = mtu
         self._send_failed = 0
         self._closing = contextlib.ExitStack()
+        facts = Facts(
+            bpffs.netns_inode(), tun_ifindex, _number(found), listen_port, fwmark,
+            shape(mtu, attach_mode), identity,
+        )  # fmt: skip
         with contextlib.ExitStack() as undo:
-            bpffs.mount()
-            lock = bpffs.NameLock(name)
-            undo.callback(lock.release)
             self._netlink = Netlink()
             undo.callback(self._netlink.close)
-            leftovers.remove(self._netlink, name)
-            self._pins = bpffs.pin_directory(name)
-            undo.callback(bpffs.remove, self._pins)
-            loaded = self._load(undo, attach_mode, peers)
-            self._segmenter = segmenter.create(self._netlink, name, mtu)
-            undo.callback(segmenter.remove, self._netlink, self._segmenter)
-            self._configure(tun_ifindex, mtu, fwmark)
-            self._sessions = Sessions(loaded, rekey_after_messages)
-            undo.callback(self._sessions.close)
-            self._seal, self._seal_reason = self._attach_segmenter()
-            self._attach_tun(undo, tun_ifindex)
-            self._outer = FrameSocket(self._segmenter.outer)
-            undo.callback(self._outer.close)
-            self._inner = FrameSocket(self._segmenter.inner)
-            undo.callback(self._inner.close)
-            self._events = RingBuffer(loaded.maps["events"])
-            undo.callback(self._events.close)
-            self._sent_up = [MessageSocket(self._segmenter.inner, version) for version in (4, 6)]
-            self._poll = select.epoll()
-            undo.callback(self._poll.close)
-            self._poll.register(self._events.fileno(), select.EPOLLIN)
-            for sock in self._sent_up:
-                undo.callback(sock.close)
-                self._poll.register(sock.fileno(), select.EPOLLIN)
-            tunnel = Tunnel.of(name, tun_ifindex, listen_port, self._mark, loaded.programs)
-            self._ways = Ways(loaded, self._netlink, tunnel, mtu, fwmark, attach_mode)
-            undo.callback(self._ways.close)
-            self._closing = undo.pop_all()
+            self._older = [adoption.put_aside(one) for one in found.older]
+            if found.current:
+                self._generation = generation.set_fwmark(found.current, fwmark)
+            else:
+                # What fails now takes this one away; what was there before goes on.
+                self._generation = generation.begin(name, facts)
+                undo.callback(leftovers.remove_generation, self._netlink, self._generation)
+            with contextlib.ExitStack() as closing:
+                self._start(closing, peers, rekey_after_messages)
+                generation.complete(self._generation)
+                self._closing = closing.pop_all()
+            self._closing.callback(self._netlink.close)
+            undo.pop_all()
 
-    def _load(self, undo: contextlib.ExitStack, mode: AttachMode, peers: int) -> Object:
-        self._pins.mkdir(mode=0o700)
-        leftovers.note_namespace(self._pins)
+    def _start(self, closing: contextlib.ExitStack, peers: int, rekey_after_messages: int) -> None:
+        """Loads and attaches, in the place of what is there."""
+        facts = self._generation.facts
+        loaded = self._load(closing, peers)
+        self._segmenter = segmenter.find(
+            self._netlink, self._generation.label, self._mtu
+        ) or segmenter.create(self._netlink, self._generation.label, self._mtu)
+        self._configure()
+        self._allowed = adoption.read_allowed_ips(self._generation)
+        self._sessions = Sessions(loaded, rekey_after_messages)
+        closing.callback(self._sessions.close)
+        self._seal, self._seal_reason = self._attach_segmenter()
+        hooks.add_clsact(facts.tun)
+        steer = hooks.steer_filter(facts.tun, facts.handle)
+        steer.attach(loaded.programs["steer"], self._map("config"))
+        self._open_sockets(closing)
+        self._ways = Ways(
+            loaded, self._netlink, Tunnel.of(self._generation),
+            Programs.of(self._mark, loaded.programs), self._mtu, facts.fwmark, self._mode,
+        )  # fmt: skip
+        devices = attach.attached_devices(self._generation)
+        self._ways.adopt(ifindex for netns, ifindex in devices if netns == facts.netns)
+
+    def _load(self, closing: contextlib.ExitStack, peers: int) -> Object:
         self._mark = bpffs.mark()
-        loaded = objects.load_tunnel(self._pins, peers=peers, xdp=mode != "tc")
-        undo.callback(loaded.close)
+        loaded = objects.load_tunnel(
+            self._generation.pins, peers=objects.room(peers), xdp=self._mode != "tc"
+        )
+        closing.callback(loaded.close)
         self._loaded = loaded
-        self._reasons = layout.field_names(objects.TC_OBJECT, "drops")
+        self._reasons = field_names(objects.TC_OBJECT, "drops")
         return loaded
+
+    def _open_sockets(self, closing: contextlib.ExitStack) -> None:
+        self._outer = FrameSocket(self._segmenter.outer)
+        closing.callback(self._outer.close)
+        self._inner = FrameSocket(self._segmenter.inner)
+        closing.callback(self._inner.close)
+        self._events = RingBuffer(self._map("events"))
+        closing.callback(self._events.close)
+        self._poll = select.epoll()
+        closing.callback(self._poll.close)
+        self._poll.register(self._events.fileno(), select.EPOLLIN)
+        self._sent_up = [MessageSocket(self._segmenter.inner, version) for version in (4, 6)]
+        for sock in self._sent_up:
+            closing.callback(sock.close)
+            self._poll.register(sock.fileno(), select.EPOLLIN)
 
     def _map(self, name: str) -> Map:
         return self._loaded.maps[name]
 
-    def _configure(self, tun_ifindex: int, mtu: int, fwmark: int) -> None:
+    def _configure(self) -> None:
+        facts = self._generation.facts
         config = layout.Config(
             mark=octets(self._mark),
-            listen_port=self._listen_port,
-            tun_ifindex=tun_ifindex,
+            listen_port=facts.port,
+            tun_ifindex=facts.tun,
             outer_ifindex=self._segmenter.outer,
             inner_ifindex=self._segmenter.inner,
-            mtu=mtu,
-            fwmark=fwmark,
+            mtu=self._mtu,
+            fwmark=facts.fwmark,
         )
         self._map("config").update(number(0), bytes(config))
-
-    def _attach_tun(self, undo: contextlib.ExitStack, tun_ifindex: int) -> None:
-        if hooks.add_clsact(tun_ifindex):
-            undo.callback(hooks.remove_clsact, tun_ifindex)
-        steer = hooks.steer_filter(tun_ifindex)
-        steer.attach(self._loaded.programs["steer"])
-        undo.callback(steer.detach)
 
     def _attach_segmenter(self) -> tuple[str, str]:
         """Its programs go with it. Returns how packets can be sealed ("xdp" or "tc"), and why
@@ -129,13 +165,14 @@ class KernelDatapath:
             (inner, hooks.SEAL_PRIORITY, "seal_tc"),
         ):
             filter_ = Filter(ifindex, hooks.INGRESS, _FIRST_HANDLE, priority)
-            filter_.attach(self._loaded.programs[name])
+            filter_.attach(self._loaded.programs[name], self._map("config"))
         if self._mode not in _NATIVE_MODES:
             return "tc", f"attach mode {self._mode}"
         if self._segmenter.jumbo:
             return "tc", "MTU too large for XDP"
         try:
-            hooks.attach_xdp(inner, self._loaded.programs["seal_xdp"], hooks.XDP_NATIVE)
+            program = self._loaded.programs["seal_xdp"]
+            hooks.attach_xdp(inner, program, hooks.XDP_NATIVE, self._map("config"))
         except BpfError as error:
             return "tc", f"XDP on the segmenter refused: {error.reason}"
         segmenter.seal_in_threads(self._segmenter)
@@ -153,12 +190,41 @@ class KernelDatapath:
             devices.append(
                 {"name": attachment.device, "open": attachment.open, "seal": seal, "reason": reason}
             )
-        return {"path": "kernel", "devices": devices, "pins": str(self._pins)}
+        return {"path": "kernel", "devices": devices, "pins": str(self._generation.pins)}
 
     def accept_only_messages(self, sock: socket.socket) -> None:
         """Puts the filter of accept.h on a UDP socket of the daemon."""
         program = self._loaded.programs["accept_message"]
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
+
+    def left(self) -> list[Left]:
+        return self._left_here() + adoption.left(self._older)
+
+    def _left_here(self) -> list[Left]:
+        sessions: dict[int, dict[int, Session]] = {}
+        for state in self.sessions():
+            sessions.setdefault(state.peer, {})[state.session.local_index] = state.session
+        found = []
+        for key, value in self._map("peers").items():
+            peer = layout.Peer.from_buffer_copy(value)
+            peer_number = layout.from_number(key)
+            live = sessions.get(peer_number, {})
+            current, following = live.pop(peer.current, None), live.pop(peer.next, None)
+            others = sorted(live.values(), key=lambda session: session.created)
+            previous = others.pop() if others else None
+            for session in others:  # the daemon died before it could retire them
+                self.retire(session.local_index)
+            found.append(
+                Left(
+                    bytes(peer.public_key), peer_number, previous, current, following,
+                    self.endpoint(peer_number), bytes(peer.timestamp),
+                )
+            )  # fmt: skip
+        return found
+
+    def remove_older(self) -> None:
+        while self._older:
+            leftovers.remove_generation(self._netlink, self._older.pop())
 
     def add_peer(self, peer: int, public_key: bytes) -> None:
         entry = layout.Peer(public_key=octets(public_key))
@@ -199,6 +265,10 @@ class KernelDatapath:
 
     def set_usable(self, peer: int, usable: bool) -> None:
         to = layout.SetPeer(peer=peer, fields=layout.SET_USABLE, usable=usable)
+        self._loaded.programs["set_peer"].syscall(to)
+
+    def set_timestamp(self, peer: int, timestamp: bytes) -> None:
+        to = layout.SetPeer(peer=peer, fields=layout.SET_TIMESTAMP, timestamp=octets(timestamp))
         self._loaded.programs["set_peer"].syscall(to)
 
     def max_inner(self, peer: int) -> int:
@@ -258,6 +328,28 @@ class KernelDatapath:
 
     def close(self) -> None:
         self._closing.close()
+
+    def remove(self) -> None:
+        self._sessions.retire_all()
+        self.close()
+        netlink = Netlink()
+        try:
+            leftovers.remove(netlink, self._generation.name)
+        finally:
+            netlink.close()
+
+
+def shape(mtu: int, attach_mode: AttachMode) -> str:
+    """What programs and maps of two starts must have alike to take each other's place."""
+    size = "jumbo" if segmenter.is_jumbo(mtu) else "small"
+    return f"{layout.LAYOUT}-{attach_mode}-{size}"
+
+
+def _number(found: Found) -> int:
+    """Of the generation that is gone on with, or follows."""
+    if found.current:
+        return found.current.facts.number
+    return max((one.facts.number for one in found.older), default=-1) + 1
 
 
 def _trie_key(network: Network) -> bytes:

@@ -13,7 +13,8 @@ from typing import TypeVar
 from ebpfvpn.kernel import hooks, layout, objects
 from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.kernel.map import Map
-from ebpfvpn.kernel.program import Program
+from ebpfvpn.kernel.objects import Object
+from ebpfvpn.kernel.program import Program, uses
 
 OBJECT = objects.BPF / "dispatch.bpf.o"
 _PROGRAM = "dispatch"
@@ -27,10 +28,10 @@ T = TypeVar("T", Program, Map)
 def attached_mode(directory: Path, ifindex: int) -> int:
     """hooks.XDP_NATIVE or XDP_GENERIC; 0: there is none (what is pinned for a device that had the
     same number is removed)."""
-    program = _pinned(Program, directory / _PROGRAM)
-    if program is not None:
+    ports = _pinned(Map, directory / _PORTS)
+    if ports is not None:
         for mode in (hooks.XDP_NATIVE, hooks.XDP_GENERIC):
-            if hooks.xdp_program_id(ifindex, mode) == program.id:
+            if uses(hooks.xdp_program_id(ifindex, mode), ports.id):
                 return mode
         remove(directory, ifindex)
     return 0
@@ -42,8 +43,7 @@ def create(directory: Path, ifindex: int, mode: int, mark: bytes) -> None:
     try:
         config = loaded.maps[_CONFIG]
         config.update(layout.number(0), mark.ljust(config.value_size, b"\0"))
-        loaded.programs[_PROGRAM].pin(directory / _PROGRAM)
-        hooks.attach_xdp(ifindex, loaded.programs[_PROGRAM], mode)
+        _attach(loaded, directory, ifindex, mode)
     except BpfError:
         remove(directory, ifindex)
         raise
@@ -51,12 +51,30 @@ def create(directory: Path, ifindex: int, mode: int, mark: bytes) -> None:
         loaded.close()
 
 
+def renew(directory: Path, ifindex: int, mode: int) -> None:
+    """Puts the program of this version in the place of another's, which stays where it cannot."""
+    with contextlib.suppress(BpfError):
+        loaded = objects.load(OBJECT, pin_root=directory)
+        try:
+            pinned = _pinned(Program, directory / _PROGRAM)
+            if pinned is None or pinned.tag != loaded.programs[_PROGRAM].tag:
+                _attach(loaded, directory, ifindex, mode)
+        finally:
+            loaded.close()
+
+
+def _attach(loaded: Object, directory: Path, ifindex: int, mode: int) -> None:
+    program = loaded.programs[_PROGRAM]
+    hooks.attach_xdp(ifindex, program, mode, loaded.maps[_PORTS])
+    program.pin(directory / _PROGRAM)
+
+
 def remove(directory: Path, ifindex: int) -> None:
     """Detaches it where it is attached and unpins it."""
-    program = _pinned(Program, directory / _PROGRAM)
-    if program is not None:
+    ports = _pinned(Map, directory / _PORTS)
+    if ports is not None:
         for mode in (hooks.XDP_NATIVE, hooks.XDP_GENERIC):
-            hooks.detach_xdp(ifindex, program, mode)
+            hooks.detach_xdp(ifindex, mode, ports)
     for name in (_PROGRAM, _PORTS, _CONFIG):
         (directory / name).unlink(missing_ok=True)
 
@@ -67,10 +85,13 @@ def set_port(directory: Path, port: int, program: Program) -> None:
     (directory / f"{_PORT}{port}").mkdir(exist_ok=True)
 
 
-def unset_port(directory: Path, port: int, program: Program) -> None:
-    """Nothing happens if the port is another program's."""
+def unset_port(directory: Path, port: int, ours: Map) -> None:
+    """If its program uses the map `ours`; nothing happens if there is none."""
     ports = _pinned(Map, directory / _PORTS)
-    if ports is not None and ports.lookup(layout.number(port)) == layout.number(program.id):
+    if ports is None:
+        return
+    program = layout.from_number(ports.lookup(layout.number(port)) or bytes(4))
+    if uses(program, ours.id):
         ports.delete(layout.number(port))
         with contextlib.suppress(FileNotFoundError):
             (directory / f"{_PORT}{port}").rmdir()

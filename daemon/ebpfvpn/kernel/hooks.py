@@ -11,17 +11,21 @@ from ctypes import byref, c_int, c_size_t, c_uint32, sizeof
 from dataclasses import dataclass
 
 from ebpfvpn.kernel.libbpf import BpfError, call
-from ebpfvpn.kernel.program import Program
+from ebpfvpn.kernel.map import Map
+from ebpfvpn.kernel.program import Program, uses
 
 XDP_GENERIC = 2
 XDP_NATIVE = 4
 _XDP_IF_NOEXIST = 1
+_XDP_REPLACE = 16
+_TC_REPLACE = 1
 
 INGRESS = 1
 EGRESS = 2
 
-# Filters of one kind on one device share a priority and differ by handle, the tunnel's TUN. What
-# `open` has decrypted reaches `deliver` before `open` could look at it again.
+# Filters of one kind on one device share a priority and differ by handle (generation.py); the
+# kernel asks the one that was attached last first. What `open` has decrypted reaches `deliver`
+# before `open` could look at it again.
 DELIVER_PRIORITY = 7
 OPEN_PRIORITY = 9
 SEAL_PRIORITY = 9
@@ -52,19 +56,30 @@ class _TcOptions(ctypes.Structure):
     )
 
 
-def attach_xdp(ifindex: int, program: Program, mode: int) -> None:
-    """BpfError: the device has a program already, or cannot."""
-    call(f"XDP on device {ifindex}", "bpf_xdp_attach", ifindex, program.fd,
-         c_uint32(mode | _XDP_IF_NOEXIST), None)  # fmt: skip
-
-
-def detach_xdp(ifindex: int, program: Program, mode: int) -> None:
-    """Detaches this program; if it isn't there, nothing happens."""
-    if xdp_program_id(ifindex, mode) != program.id:
+def attach_xdp(ifindex: int, program: Program, mode: int, ours: Map) -> None:
+    """In the place of a program that uses the map `ours`, if there is one. BpfError: the device
+    has another program, or cannot."""
+    there = xdp_program_id(ifindex, mode)
+    what = f"XDP on device {ifindex}"
+    if not uses(there, ours.id):
+        call(what, "bpf_xdp_attach", ifindex, program.fd, c_uint32(mode | _XDP_IF_NOEXIST), None)
         return
-    options = _XdpOptions(sizeof(_XdpOptions), program.fd)
+    old = Program.by_id(there)
+    options = _XdpOptions(sizeof(_XdpOptions), old.fd)
+    call(what, "bpf_xdp_attach", ifindex, program.fd, c_uint32(mode | _XDP_REPLACE), byref(options))
+    old.close()
+
+
+def detach_xdp(ifindex: int, mode: int, ours: Map) -> None:
+    """Detaches a program that uses the map `ours`; if none is there, nothing happens."""
+    there = xdp_program_id(ifindex, mode)
+    if not uses(there, ours.id):
+        return
+    old = Program.by_id(there)
+    options = _XdpOptions(sizeof(_XdpOptions), old.fd)
     _unless_gone(f"XDP on device {ifindex}", "bpf_xdp_detach", ifindex, c_uint32(mode),
                  byref(options))  # fmt: skip
+    old.close()
 
 
 def xdp_program_id(ifindex: int, mode: int = 0) -> int:
@@ -92,11 +107,16 @@ class Filter:
     def _hook(self) -> _TcHook:
         return _TcHook(sizeof(_TcHook), self.ifindex, self.point, 0)
 
-    def attach(self, program: Program) -> None:
-        """The device has a clsact (or, for ingress, an ingress) qdisc. BpfError with EEXIST
-        where the handle is taken."""
+    def attach(self, program: Program, ours: Map) -> None:
+        """In the place of one whose program uses the map `ours`, if there is one. The device has
+        a clsact (or, for ingress, an ingress) qdisc. BpfError with EEXIST where the handle is
+        another's."""
         options = _TcOptions(
-            sz=sizeof(_TcOptions), prog_fd=program.fd, handle=self.handle, priority=self.priority
+            sz=sizeof(_TcOptions),
+            prog_fd=program.fd,
+            flags=_TC_REPLACE if uses(self.program_id(), ours.id) else 0,
+            handle=self.handle,
+            priority=self.priority,
         )
         call(f"tc filter on device {self.ifindex}", "bpf_tc_attach", byref(self._hook()),
              byref(options))  # fmt: skip
@@ -113,17 +133,17 @@ class Filter:
             return 0
         return int(options.prog_id)
 
-    def detach(self) -> None:
-        """Nothing happens if it is gone."""
-        if self.program_id():
+    def detach(self, ours: Map) -> None:
+        """If its program uses the map `ours`; nothing happens if it is gone."""
+        if uses(self.program_id(), ours.id):
             options = _TcOptions(sz=sizeof(_TcOptions), handle=self.handle, priority=self.priority)
             _unless_gone(f"tc filter on device {self.ifindex}", "bpf_tc_detach",
                          byref(self._hook()), byref(options))  # fmt: skip
 
 
-def steer_filter(tun_ifindex: int) -> Filter:
+def steer_filter(tun_ifindex: int, handle: int) -> Filter:
     """The one on a tunnel's TUN."""
-    return Filter(tun_ifindex, EGRESS, 1, STEER_PRIORITY)
+    return Filter(tun_ifindex, EGRESS, handle, STEER_PRIORITY)
 
 
 def add_clsact(ifindex: int) -> bool:

@@ -1,24 +1,24 @@
 """The structures of ebpf/layout.h, as the daemon reads and writes them.
 
 A test compares them with the BTF of the compiled objects. The drop reasons are the fields of struct
-drops, read by `field_names`, so that ebpf/drops.h stays the only list of them.
+drops, read from there (btf.py), so that ebpf/drops.h stays the only list of them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
-from ebpfvpn.kernel.libbpf import call, call_pointer, library
+LAYOUT = 1
+"""Maps of another number are not read: their tunnel goes on beside ours (generation.py)."""
 
 WINDOW_WORDS = 512
 ADDRESS_LENGTH = 16
 KEY_LENGTH = 32
 MAC_LENGTH = 6
+TIMESTAMP_LENGTH = 12
 
 ROUTE_NEIGHBOUR = 1
 ROUTE_XDP = 2
@@ -31,10 +31,10 @@ SET_CURRENT = 1
 SET_NEXT = 2
 SET_USABLE = 4
 SET_MAX_INNER = 8
+SET_TIMESTAMP = 16
 
 Address = IPv4Address | IPv6Address
 _MAPPED = bytes(10) + b"\xff\xff"
-_BTF_KIND_STRUCT = 4
 
 
 class Config(Structure):
@@ -67,6 +67,8 @@ class Peer(Structure):
         ("last_received", c_uint64),
         ("last_data_received", c_uint64),
         ("unacknowledged_since", c_uint64),
+        ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
+        ("reserved", c_uint32),
     )
 
 
@@ -147,6 +149,8 @@ class SetPeer(Structure):
         ("usable", c_uint32),
         ("max_inner", c_uint32),
         ("expires", c_uint64),
+        ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
+        ("reserved", c_uint32),
     )
 
 
@@ -201,28 +205,3 @@ def unpack_address(packed: bytes) -> Address | None:
     if packed.startswith(_MAPPED):
         return IPv4Address(packed[len(_MAPPED) :])
     return IPv6Address(packed)
-
-
-class _BtfType(Structure):
-    _fields_ = (("name", c_uint32), ("info", c_uint32), ("size", c_uint32))
-
-
-class _BtfMember(Structure):
-    _fields_ = (("name", c_uint32), ("type", c_uint32), ("offset", c_uint32))
-
-
-def field_names(path: Path, structure: str) -> list[str]:
-    """The fields of a structure in an object file's BTF, in their order. BpfError."""
-    btf = ctypes.c_void_p(
-        call_pointer(f"reading the BTF of {path}", "btf__parse", os.fsencode(path), None)
-    )
-    try:
-        identity = call(f"finding {structure} in {path}", "btf__find_by_name_kind", btf,
-                        structure.encode(), _BTF_KIND_STRUCT)  # fmt: skip
-        address = call_pointer(f"finding {structure}", "btf__type_by_id", btf, identity)
-        count = _BtfType.from_address(address).info & 0xFFFF
-        members = (_BtfMember * count).from_address(address + ctypes.sizeof(_BtfType))
-        name = library().btf__name_by_offset
-        return [name(btf, member.name).decode() for member in members]
-    finally:
-        library().btf__free(btf)

@@ -1,8 +1,4 @@
-"""What a daemon leaves that died before it could clean up: found by its pins, and taken away.
-
-Its TUN is gone with it, unless something else holds that. A directory `@NETNS` among the pins tells
-in which network namespace all that was.
-"""
+"""Taking a tunnel away, dead or alive: all that is found by its pins, in whatever namespace."""
 
 from __future__ import annotations
 
@@ -10,18 +6,19 @@ import contextlib
 import ctypes
 import glob
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
-from ebpfvpn.kernel import attach, bpffs, hooks, layout, objects, segmenter, sessions
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
+from ebpfvpn.kernel import attach, bpffs, generation, hooks, objects, segmenter, sessions
 from ebpfvpn.kernel.attach import Tunnel
-from ebpfvpn.kernel.layout import number
-from ebpfvpn.kernel.objects import Object
+from ebpfvpn.kernel.generation import Generation
+from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.netlink import Netlink
+from ebpfvpn.tun import alias
 
 _CLONE_NEWNET = 0x40000000
-_PROGRAMS = ("deliver", "deliver_generic", "open_tc", "open_xdp", "steer", "wipe_keys")
-_MAPS = ("config", "keys")
 
 
 def clean(name: str) -> None:
@@ -39,34 +36,63 @@ def clean(name: str) -> None:
         lock.release()
 
 
-def note_namespace(pins: Path) -> None:
-    """To be called by who runs: says for later where it is."""
-    (pins / f"@{bpffs.netns_inode()}").mkdir()
-
-
 def remove(netlink: Netlink, name: str) -> None:
     """As `clean`, for who holds the lock of NAME. `netlink` is in this thread's namespace."""
-    pins = bpffs.pin_directory(name)
-    inodes = {int(entry.name[1:]) for entry in pins.glob("@*")}
-    inodes |= {netns for netns, _ in attach.attached_devices(name)}
-    loaded = objects.open_pinned(pins, _PROGRAMS, _MAPS)
+    found = generation.find(name)
+    for each in found:
+        remove_generation(netlink, each)
+    for each in found:
+        _in_namespace(netlink, each.facts.netns, partial(_remove_tun, each))
+    for directory in generation.directories(name):
+        bpffs.remove(directory)
+
+
+def remove_generation(netlink: Netlink, of: Generation) -> None:
+    """The TUN stays."""
     try:
-        for inode in inodes:
-            if inode == bpffs.netns_inode():
-                _remove_here(netlink, name, loaded)
-            elif (path := _find_namespace(inode)) is not None:
-                with ThreadPoolExecutor(1) as thread:
-                    thread.submit(_remove_there, path, name, loaded).result()
+        tunnel = Tunnel.of(of)
+    except BpfError:
+        tunnel = None  # it did not come so far as to be attached
+    _in_namespace(netlink, of.facts.netns, partial(_detach, of, tunnel))
+    loaded = objects.open_pinned(of.pins, ("wipe_keys",), ("keys",))
+    try:
         sessions.wipe_leftover(loaded)
     finally:
         loaded.close()
     # Of namespaces that are gone, and with them their devices.
-    for netns, ifindex in attach.attached_devices(name):
+    for netns, ifindex in attach.attached_devices(of):
         bpffs.remove(bpffs.device_directory(netns, ifindex))
-    bpffs.remove(pins)
+    bpffs.remove(of.pins)
 
 
-def _remove_there(path: str, name: str, loaded: Object) -> None:
+def _detach(of: Generation, tunnel: Tunnel | None, netlink: Netlink) -> None:
+    """In its namespace."""
+    if tunnel is not None:
+        for netns, ifindex in attach.attached_devices(of):
+            if netns == bpffs.netns_inode():
+                attach.detach(netlink, tunnel, ifindex)
+        hooks.steer_filter(of.facts.tun, of.facts.handle).detach(tunnel.ours)
+    segmenter.remove(netlink, of.label)
+
+
+def _remove_tun(of: Generation, netlink: Netlink) -> None:
+    """And the rules that lead to it, unless another device has its number now."""
+    link = netlink.link(of.facts.tun)
+    if link is not None and link.alias == alias(of.name):
+        netlink.delete_link(link.ifindex)
+        AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+
+
+def _in_namespace(netlink: Netlink, inode: int, function: Callable[[Netlink], None]) -> None:
+    """Calls it with a netlink there; nothing happens if the namespace is gone."""
+    if inode == bpffs.netns_inode():
+        function(netlink)
+    elif (path := _find_namespace(inode)) is not None:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_enter, path, function).result()
+
+
+def _enter(path: str, function: Callable[[Netlink], None]) -> None:
     """In a thread that ends after this."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -77,35 +103,9 @@ def _remove_there(path: str, name: str, loaded: Object) -> None:
         os.close(fd)
     netlink = Netlink()
     try:
-        _remove_here(netlink, name, loaded)
+        function(netlink)
     finally:
         netlink.close()
-
-
-def _remove_here(netlink: Netlink, name: str, loaded: Object) -> None:
-    tunnel = _tunnel(name, loaded)
-    for netns, ifindex in attach.attached_devices(name):
-        if netns == bpffs.netns_inode() and tunnel is not None:
-            attach.detach(netlink, tunnel, ifindex)
-    if tunnel is not None and "steer" in loaded.programs:
-        steer = hooks.steer_filter(tunnel.tun_ifindex)
-        if steer.program_id() == loaded.programs["steer"].id:
-            steer.detach()  # something else held the TUN
-    segmenter.remove_leftover(netlink, name)
-
-
-def _tunnel(name: str, loaded: Object) -> Tunnel | None:
-    """None: it died before it attached anything."""
-    value = loaded.maps["config"].lookup(number(0)) if "config" in loaded.maps else None
-    if value is None:
-        return None
-    config = layout.Config.from_buffer_copy(value)
-    try:
-        return Tunnel.of(
-            name, config.tun_ifindex, config.listen_port, bytes(config.mark), loaded.programs
-        )
-    except KeyError:
-        return None
 
 
 def _find_namespace(inode: int) -> str | None:

@@ -90,6 +90,7 @@ def library() -> ctypes.CDLL:
         "bpf_object__next_map": [c_void_p, c_void_p],
         "ring_buffer__new": [c_int, SampleFunction, c_void_p, c_void_p],
         "btf__parse": [c_char_p, c_void_p],
+        "btf__load_from_kernel_by_id": [c_uint32],
         "btf__type_by_id": [c_void_p, c_uint32],
         "btf__name_by_offset": [c_void_p, c_uint32],
         "bpf_program__name": [c_void_p],
@@ -135,7 +136,11 @@ class Descriptor:
         self.name = name
 
     def pin(self, path: Path) -> None:
-        call(f"pinning {self.name} at {path}", "bpf_obj_pin", self.fd, os.fsencode(path))
+        """In the place of what is pinned there, if anything is."""
+        draft = path.with_name(f"{path.name}%new")
+        draft.unlink(missing_ok=True)
+        call(f"pinning {self.name} at {path}", "bpf_obj_pin", self.fd, os.fsencode(draft))
+        draft.rename(path)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1

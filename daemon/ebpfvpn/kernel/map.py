@@ -42,6 +42,13 @@ class _MapInfo(ctypes.Structure):
         ("max_entries", c_uint32),
         ("map_flags", c_uint32),
         ("name", ctypes.c_char * 16),
+        ("ifindex", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("netns_dev", c_uint64),
+        ("netns_ino", c_uint64),
+        ("btf_id", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
     )
 
 
@@ -59,6 +66,9 @@ class Map(Descriptor):
         self.key_size: int = info.key_size
         self.value_size: int = info.value_size
         self.max_entries: int = info.max_entries
+        self.btf_id: int = info.btf_id
+        """0: it has none."""
+        self.btf_value_type: int = info.btf_value_type_id
         self._stride: int = self.value_size
         if self.type in _PERCPU_TYPES:
             self._stride = -(-self.value_size // 8) * 8 * possible_cpus()

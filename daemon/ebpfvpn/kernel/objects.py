@@ -43,6 +43,7 @@ class Object:
 _PER_PEER = {"peers": 1, "endpoints": 1, "routes": 2, "sessions": 4, "keys": 8, "windows": 8}
 """Entries that a peer may need: its old route until the new one is there; previous, current, next
 session and one that comes before another goes; besides, the keys that wait to be wiped."""
+_LEAST_ROOM = 64
 
 
 def load(
@@ -101,10 +102,10 @@ def _name(item: c_void_p, function: str) -> str:
 
 def load_tunnel(directory: Path, *, peers: int, xdp: bool) -> Object:
     """Loads tc.bpf.o and, if told, xdp.bpf.o, which share their maps, and pins everything in
-    `directory`. The maps have room for so many peers: a hash table takes memory for what it may
-    hold. DatapathError; the caller removes the directory."""
+    `directory`: maps that are pinned there are used as they are, programs are replaced. New maps
+    have room for so many peers: a hash table takes memory for what it may hold. DatapathError."""
     loaded = Object()
-    sizes = {name: max(entries * peers, 1) for name, entries in _PER_PEER.items()}
+    sizes = {name: _size(directory / name, entries * peers) for name, entries in _PER_PEER.items()}
     try:
         for path in (TC_OBJECT, XDP_OBJECT) if xdp else (TC_OBJECT,):
             if not path.exists():
@@ -123,6 +124,21 @@ def load_tunnel(directory: Path, *, peers: int, xdp: bool) -> Object:
         loaded.close()
         raise
     return loaded
+
+
+def _size(path: Path, wanted: int) -> int:
+    if not path.exists():
+        return max(wanted, 1)
+    pinned = Map.pinned(path)
+    try:
+        return pinned.max_entries
+    finally:
+        pinned.close()
+
+
+def room(peers: int) -> int:
+    """For how many peers a new tunnel's maps are made: some may come."""
+    return max(2 * peers, _LEAST_ROOM)
 
 
 def open_pinned(directory: Path, programs: tuple[str, ...], maps: tuple[str, ...]) -> Object:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p, sizeof
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebpfvpn.kernel.libbpf import Descriptor, call, get_pinned
+from ebpfvpn.kernel.libbpf import BpfError, Descriptor, call, get_pinned
 
 
 class _TestRunOptions(ctypes.Structure):
@@ -34,7 +35,22 @@ class _TestRunOptions(ctypes.Structure):
 class _ProgramInfo(ctypes.Structure):
     """The first fields of struct bpf_prog_info."""
 
-    _fields_ = (("type", c_uint32), ("id", c_uint32), ("tag", ctypes.c_uint8 * 8))
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", c_uint32),
+        ("xlated_prog_len", c_uint32),
+        ("jited_prog_insns", c_uint64),
+        ("xlated_prog_insns", c_uint64),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+    )
+
+
+_MOST_MAPS = 64  # the kernel's MAX_USED_MAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +72,26 @@ class Program(Descriptor):
         """BpfError with ENOENT where nothing is pinned."""
         return cls(get_pinned(path), path.name)
 
+    @classmethod
+    def by_id(cls, number: int) -> Program:
+        """One that is loaded. BpfError with ENOENT where none has this id."""
+        return cls(call(f"opening program {number}", "bpf_prog_get_fd_by_id", number), str(number))
+
+    def map_ids(self) -> set[int]:
+        """Of the maps that it uses."""
+        ids = (c_uint32 * _MOST_MAPS)()
+        info = _ProgramInfo(nr_map_ids=_MOST_MAPS, map_ids=ctypes.addressof(ids))
+        self._ask(info)
+        return set(ids[: info.nr_map_ids])
+
+    def _ask(self, info: _ProgramInfo) -> None:
+        call(f"asking about {self.name}", "bpf_obj_get_info_by_fd", self.fd, byref(info),
+             byref(c_uint32(sizeof(info))))  # fmt: skip
+
     @functools.cached_property
     def _info(self) -> _ProgramInfo:
         info = _ProgramInfo()
-        call(f"asking about {self.name}", "bpf_obj_get_info_by_fd", self.fd, byref(info),
-             byref(c_uint32(sizeof(info))))  # fmt: skip
+        self._ask(info)
         return info
 
     @property
@@ -112,3 +143,20 @@ class Program(Descriptor):
         )
         call(f"running {self.name}", "bpf_prog_test_run_opts", self.fd, byref(options))
         return ctypes.c_int32(options.retval).value
+
+
+def uses(program_id: int, map_id: int) -> bool:
+    """Whether a loaded program uses a map: so a tunnel knows its own, whichever start of the
+    daemon attached them. False for id 0, "none"."""
+    if not program_id:
+        return False
+    try:
+        program = Program.by_id(program_id)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    try:
+        return map_id in program.map_ids()
+    finally:
+        program.close()

@@ -41,14 +41,19 @@ class Segmenter:
     """The TUN's packets are too large for XDP on the inner end."""
 
 
-def create(netlink: Netlink, name: str, mtu: int) -> Segmenter:
-    """For the tunnel NAME with the TUN's MTU, in the network namespace of netlink and of this
-    thread. DatapathError."""
-    jumbo = mtu + _XDP_ROOM > XDP_MTU
+def is_jumbo(mtu: int) -> bool:
+    """Of the TUN's MTU."""
+    return mtu + _XDP_ROOM > XDP_MTU
+
+
+def create(netlink: Netlink, label: str, mtu: int) -> Segmenter:
+    """For the TUN's MTU, in the network namespace of netlink and of this thread; `label` says
+    whose it is (see `find`). DatapathError."""
+    jumbo = is_jumbo(mtu)
     try:
         prefix = _add_pair(netlink)
     except OSError as error:
-        raise DatapathError(f"cannot create the segmenter of {name} (veth): {error}") from None
+        raise DatapathError(f"cannot create the segmenter of {label} (veth): {error}") from None
     ends: dict[str, int] = {}
     try:
         for end in ("outer", "inner"):
@@ -58,7 +63,7 @@ def create(netlink: Netlink, name: str, mtu: int) -> Segmenter:
             _set_features(device, gro=end == "outer")
             netlink.request("link", "set", index=ends[end], arp=False,
                             mtu=XDP_MTU if end == "outer" and not jumbo else MAX_MTU,
-                            IFLA_IFALIAS=_alias(name, end))  # fmt: skip
+                            IFLA_IFALIAS=_alias(label, end))  # fmt: skip
         _add_queues(netlink, ends["outer"])
         for ifindex in ends.values():
             netlink.set_up(ifindex)
@@ -69,7 +74,7 @@ def create(netlink: Netlink, name: str, mtu: int) -> Segmenter:
         if "outer" in ends:
             netlink.delete_link(ends["outer"])
         if isinstance(error, OSError):
-            raise DatapathError(f"cannot set up the segmenter of {name}: {error}") from None
+            raise DatapathError(f"cannot set up the segmenter of {label}: {error}") from None
         raise
     return Segmenter(ends["outer"], ends["inner"], outer.mac, jumbo)
 
@@ -83,21 +88,25 @@ def seal_in_threads(segmenter: Segmenter) -> None:
         sysfs.set_attribute(socket.if_indextoname(segmenter.inner), "threaded", "1")
 
 
-def remove(netlink: Netlink, segmenter: Segmenter) -> None:
-    """Both ends; nothing happens if they are gone."""
-    netlink.delete_link(segmenter.outer)
+def find(netlink: Netlink, label: str, mtu: int) -> Segmenter | None:
+    """One that an earlier daemon created, in netlink's namespace; None: it is gone."""
+    ends = {link.alias: link for link in netlink.links()}
+    outer, inner = (ends.get(_alias(label, end)) for end in ("outer", "inner"))
+    if outer is None or inner is None or outer.mac is None:
+        return None
+    return Segmenter(outer.ifindex, inner.ifindex, outer.mac, is_jumbo(mtu))
 
 
-def remove_leftover(netlink: Netlink, name: str) -> None:
-    """What a dead daemon of the tunnel NAME left in netlink's namespace, found by its alias."""
-    aliases = {_alias(name, end) for end in ("outer", "inner")}
+def remove(netlink: Netlink, label: str) -> None:
+    """What there is of it; nothing happens if it is gone."""
+    aliases = {_alias(label, end) for end in ("outer", "inner")}
     for link in netlink.links():
         if link.alias in aliases:
             netlink.delete_link(link.ifindex)
 
 
-def _alias(name: str, end: str) -> str:
-    return f"ebpfvpn {name} {end}"
+def _alias(label: str, end: str) -> str:
+    return f"ebpfvpn {label} {end}"
 
 
 def _queues() -> int:

@@ -14,7 +14,7 @@ from ebpfvpn.datapath import SessionState
 from ebpfvpn.kernel import layout
 from ebpfvpn.kernel.layout import number
 from ebpfvpn.kernel.objects import Object
-from ebpfvpn.keypair import Keypair
+from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 
 NANOSECONDS = 1_000_000_000
@@ -36,30 +36,42 @@ class Sessions:
         self._retired: list[int] = []
         self._lock = threading.Lock()
         self._wiper = ThreadPoolExecutor(1, "wipe-keys")
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """What an earlier daemon installed, or was about to install or to wipe when it died."""
+        for state in self.states():
+            self._peers[state.session.local_index] = state.peer
+        for name in ("keys", "windows"):
+            found = map(layout.from_number, self._maps[name].keys())
+            self._retired += [index for index in found if index not in self._peers]
+        if self._retired:
+            self._wiper.submit(self._wipe_retired)
 
     def install(self, peer: int, keypair: Keypair, *, confirmed: bool) -> None:
         """See Datapath.install. The peer is in the map."""
-        key = number(keypair.local_index)
-        expires = int((keypair.created + REJECT_AFTER_TIME) * NANOSECONDS)
-        session = layout.Session(
+        session = keypair.session
+        key = number(session.local_index)
+        expires = int((session.created + REJECT_AFTER_TIME) * NANOSECONDS)
+        entry = layout.Session(
             peer=peer,
-            remote_index=keypair.remote_index,
-            created=int(keypair.created * NANOSECONDS),
+            remote_index=session.remote_index,
+            created=int(session.created * NANOSECONDS),
             expires=expires,
             send_limit=REJECT_AFTER_MESSAGES,
             rekey_at=self._rekey_after_messages,
-            initiator=keypair.initiator,
+            initiator=session.initiator,
         )
         # The session last: without it nothing looks at the others.
         self._maps["windows"].update(key, _EMPTY_WINDOW)
         self._maps["keys"].update(key, keypair.send_key + keypair.receive_key)
-        self._maps["sessions"].update(key, bytes(session))
-        self._peers[keypair.local_index] = peer
+        self._maps["sessions"].update(key, bytes(entry))
+        self._peers[session.local_index] = peer
         if confirmed:
             # One that waits for its first packet must not take over any more when that comes.
-            self.point(peer, current=keypair.local_index, next=0, expires=expires)
+            self.point(peer, current=session.local_index, next=0, expires=expires)
         else:
-            self.point(peer, next=keypair.local_index)
+            self.point(peer, next=session.local_index)
 
     def point(
         self, peer: int, *, current: int | None = None, next: int | None = None, expires: int = 0
@@ -111,24 +123,24 @@ class Sessions:
     def states(self) -> list[SessionState]:
         found = []
         for key, value in self._maps["sessions"].items():
-            session = layout.Session.from_buffer_copy(value)
+            entry = layout.Session.from_buffer_copy(value)
+            session = Session(
+                layout.from_number(key),
+                entry.remote_index,
+                bool(entry.initiator),
+                entry.created / NANOSECONDS,
+            )
             found.append(
-                SessionState(
-                    local_index=layout.from_number(key),
-                    remote_index=session.remote_index,
-                    peer=session.peer,
-                    created=session.created / NANOSECONDS,
-                    initiator=bool(session.initiator),
-                    send_counter=session.send_counter,
-                    receive_highest=session.receive_highest,
-                )
+                SessionState(entry.peer, session, entry.send_counter, entry.receive_highest)
             )
         return found
 
-    def close(self) -> None:
-        """Retires all and waits until their keys are overwritten."""
+    def retire_all(self) -> None:
         for index in list(self._peers):
             self.retire(index)
+
+    def close(self) -> None:
+        """Waits until the keys of all that are retired have been overwritten."""
         self._wiper.shutdown()
 
 

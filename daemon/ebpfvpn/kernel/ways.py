@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ebpfvpn.datapath import DatapathError
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import attach, layout
-from ebpfvpn.kernel.attach import Attachment, AttachMode, Tunnel
+from ebpfvpn.kernel.attach import Attachment, AttachMode, Programs, Tunnel
 from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.layout import number, octets, pack_address, unpack_address
 from ebpfvpn.kernel.map import BPF_F_LOCK
@@ -28,14 +29,15 @@ class Ways:
     """Of one tunnel. Endpoints are kept in their map alone, where packets move them."""
 
     def __init__(
-        self, loaded: Object, netlink: Netlink, tunnel: Tunnel, mtu: int, fwmark: int,
-        mode: AttachMode,
+        self, loaded: Object, netlink: Netlink, tunnel: Tunnel, programs: Programs, mtu: int,
+        fwmark: int, mode: AttachMode,
     ) -> None:  # fmt: skip
         self._endpoints = loaded.maps["endpoints"]
         self._routes = loaded.maps["routes"]
         self._set_peer = loaded.programs["set_peer"]
         self._netlink = netlink
         self._tunnel = tunnel
+        self._programs = programs
         self._mtu = mtu
         self._fwmark = fwmark
         self._mode: AttachMode = mode
@@ -48,6 +50,20 @@ class Ways:
         self._failed: dict[int, str] = {}
         """By peer: what was said in the log already."""
         self.attachments: dict[int, Attachment] = {}
+
+    def adopt(self, devices: Iterable[int]) -> None:
+        """Goes on with the endpoints that are known, and on devices where an earlier daemon was."""
+        self._find_links()
+        for ifindex in devices:
+            if ifindex in self._links:
+                self._attach(ifindex)
+            else:
+                attach.detach(self._netlink, self._tunnel, ifindex)
+        routes = set(self._routes.keys())
+        for key in [*self._endpoints.keys()]:
+            self._resolve(layout.from_number(key))
+        for key in routes - set(self._users):
+            self._routes.delete(key)
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
         self._chosen.pop(peer, None)
@@ -93,11 +109,6 @@ class Ways:
                 )
         for key in self._endpoints.keys():  # noqa: SIM118
             self._resolve(layout.from_number(key))
-
-    def close(self) -> None:
-        while self.attachments:
-            ifindex, _ = self.attachments.popitem()
-            attach.detach(self._netlink, self._tunnel, ifindex)
 
     def _find_links(self) -> None:
         self._links = {link.ifindex: link for link in self._netlink.links()}
@@ -166,7 +177,9 @@ class Ways:
     def _attach(self, ifindex: int) -> None:
         link = self._links.get(ifindex)
         if link is not None and ifindex not in self.attachments:
-            self.attachments[ifindex] = attach.attach(self._netlink, self._tunnel, link, self._mode)
+            self.attachments[ifindex] = attach.attach(
+                self._netlink, self._tunnel, self._programs, link, self._mode
+            )
 
     def _entry(self, way: Way) -> bytes:
         attachment = self.attachments[way.link.ifindex]

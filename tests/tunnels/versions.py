@@ -1,0 +1,76 @@
+"""Other versions of the whole project: programs and daemon, built in a directory of their own."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_PARTS = ("daemon", "ebpf", "Makefile")
+
+
+class Version:
+    """A tree, and a way to put another in its place as an upgrade does."""
+
+    def __init__(self, directory: Path) -> None:
+        self._current = directory / "current"
+
+    @property
+    def python_path(self) -> Path:
+        return self._current / "daemon"
+
+    def install(self, tree: Path) -> None:
+        self._current.unlink(missing_ok=True)
+        self._current.symlink_to(tree)
+
+
+def earlier(directory: Path) -> Path | None:
+    """The last commit before the programs became what they are. None: there is no history."""
+    same = ["git", "diff", "--quiet", "HEAD", "--", "ebpf"]
+    changed_now = _git(same).returncode != 0
+    log = _git(["git", "log", "--format=%H", "-n", "2", "--", "ebpf"]).stdout.decode().split()
+    commits = log[:1] if changed_now else [f"{log[0]}^"] if log else []
+    if not commits:
+        return None
+    archive = _git(["git", "archive", commits[0], *_PARTS])
+    if archive.returncode != 0:
+        return None
+    tree = directory / "earlier"
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(tree, filter="data")
+    return _built(tree)
+
+
+def another_layout(directory: Path) -> Path:
+    """This version, but with maps whose entries look different."""
+    tree = directory / "another"
+    for part in _PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("*.o"))
+        else:
+            shutil.copy(ROOT / part, tree / part)
+    _change(tree / "ebpf/layout.h", r"struct (peer|session|config) \{\n", r"\g<0>\t__u64 moved;\n")
+    layout = tree / "daemon/ebpfvpn/kernel/layout.py"
+    fields = r"class (Peer|Session|Config)\(Structure\):\n    _fields_ = \(\n"
+    _change(layout, fields, r'\g<0>        ("moved", c_uint64),\n')
+    _change(layout, r"\nLAYOUT = (\d+)\n", "\nLAYOUT = 1\\g<1>\n")
+    return _built(tree)
+
+
+def _change(path: Path, pattern: str, replacement: str) -> None:
+    text, count = re.subn(pattern, replacement, path.read_text())
+    assert count
+    path.write_text(text)
+
+
+def _built(tree: Path) -> Path:
+    subprocess.run(["make", "-s", "-C", str(tree), "bpf"], check=True, capture_output=True)
+    return tree
+
+
+def _git(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True)
