@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 from ends import Ours, require
 from patterns import HANDSHAKE, INITIATION, Copies, Delay, Jump, Lose, Playback
@@ -147,12 +148,11 @@ def restart(here: RelayLab, options: Options) -> Result:
     ends = list(run.tunnel.ours.values())
     begin = time.monotonic()
     restarts = kills = 0
-    for end, crash in _turns(ends):
+    count = max(2 * len(ends), int(options.seconds / RESTART_EVERY))
+    for end, crash in islice(_turns(ends), count):
         pause = RESTART_EVERY * (restarts + kills + 1) - (time.monotonic() - begin)
         time.sleep(max(0.0, pause))
-        if time.monotonic() - begin > options.seconds and kills:
-            break
-        before = end.status()["pid"]
+        before = end.status()["started"]
         if crash:
             end.kill()
             time.sleep(DEAD)
@@ -161,7 +161,7 @@ def restart(here: RelayLab, options: Options) -> Result:
         else:
             end.command("restart", end.interface)
             restarts += 1
-        run.result.expect(end.status()["pid"] != before, "the daemon is the old one")
+        run.result.expect(end.status()["started"] > before, "the daemon is the old one")
     run.wait_for_sessions("a", run.sessions()["a"] + 1)
     time.sleep(1)
     result = run.finish()
