@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ebpfvpn_pair
+import mmsg
 from lab import EBPFVPN, ROOT, LabError, Node, run, wait_for
 from soak_lab import PORT, RelayLab
 
@@ -22,6 +25,9 @@ from ebpfvpn.kernel.layout import Session, from_number
 from ebpfvpn.kernel.map import Map
 from interop.wireguard_go import WireGuardGo, genkey
 from watcher import SIDES
+
+_PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None, use_errno=True)
 
 ADDRESSES = ("198.51.100.1", "198.51.100.2")
 """Inside the tunnel: a, b."""
@@ -102,13 +108,32 @@ class Theirs:
 
     def up(self) -> None:
         self._end.start()
+        # Debian's version leaves its socket the default, some 300 packets; newer ones ask for 7 MB.
+        wait_for(lambda: _give_buffers(self._end.pid, 7 << 20) > 0, 5, "wireguard-go's socket")
 
     def overflow(self) -> int:
-        """Packets that found the buffer of a UDP socket full: its own is small, and the receiver's
-        is counted elsewhere too."""
+        """Packets that found the buffer of a UDP socket full, its own or the receiver's."""
         lines = self.node.run("cat", "/proc/net/snmp").splitlines()
         names, values = (line.split() for line in lines if line.startswith("Udp:"))
         return int(values[names.index("RcvbufErrors")])
+
+
+def _give_buffers(pid: int, size: int) -> int:
+    """To the IPv4 UDP sockets of a process, for receiving; returns how many it has."""
+    lines = Path(f"/proc/{pid}/net/udp").read_text().splitlines()[1:]
+    names = {f"socket:[{line.split()[9]}]" for line in lines}
+    found = 0
+    process = os.pidfd_open(pid)
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if os.readlink(entry) in names:
+                descriptor = _libc.syscall(_PIDFD_GETFD, process, int(entry.name), 0)
+                with socket.socket(fileno=descriptor) as sock:
+                    sock.setsockopt(socket.SOL_SOCKET, mmsg.SO_RCVBUFFORCE, size)
+                found += 1
+    finally:
+        os.close(process)
+    return found
 
 
 Keys = Mapping[str, object]
