@@ -21,7 +21,7 @@ from soak_lab import PORT, RelayLab
 
 sys.path.append(str(ROOT / "tests"))
 
-from ebpfvpn.kernel.layout import Session, from_number
+from ebpfvpn.kernel.layout import Session
 from ebpfvpn.kernel.map import Map
 from interop.wireguard_go import WireGuardGo, genkey
 from watcher import SIDES
@@ -31,6 +31,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 ADDRESSES = ("198.51.100.1", "198.51.100.2")
 """Inside the tunnel: a, b."""
+
+
+def _empty_window(highest: int, size: int) -> bytes:
+    """As ebpf/replay.h has it, of `size` bytes: no word holds bits of the round of `highest`."""
+    words = size // 8
+    epoch = highest // 32 // words
+    return ((epoch - 1) % 2**32 << 32).to_bytes(8, sys.byteorder) * words
 
 
 def _interface(side: int) -> str:
@@ -75,20 +82,20 @@ class Ours:
 
     @contextlib.contextmanager
     def current_session(self) -> Iterator[Session]:
-        """That of the one peer; what is changed in it is written back. Nothing may seal with it
-        meanwhile."""
-        (session,) = self.status()["peers"][0]["sessions"]
+        """The only one there is; what is changed in it is written back. No packet may be under
+        way meanwhile. Where its receive_highest is set, its window follows."""
         pins = Path(self.status()["datapath"]["pins"])
-        sessions = Map.pinned(pins / "sessions")
-        try:
-            (key,) = (k for k, _ in sessions.items() if from_number(k) == session["local_index"])
-            value = sessions.lookup(key)
-            assert value is not None
-            changed = Session.from_buffer_copy(value)
-            yield changed
-            sessions.update(key, bytes(changed))
-        finally:
-            sessions.close()
+        with (
+            contextlib.closing(Map.pinned(pins / "sessions")) as sessions,
+            contextlib.closing(Map.pinned(pins / "windows")) as windows,
+        ):
+            ((key, value),) = sessions.items()
+            session = Session.from_buffer_copy(value)
+            before = session.receive_highest
+            yield session
+            if session.receive_highest != before:
+                windows.update(key, _empty_window(session.receive_highest, windows.value_size))
+            sessions.update(key, bytes(session))
 
 
 def _runs(pid: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 
+from ebpfvpn.wire import REJECT_AFTER_MESSAGES
 from ends import Ours, require
 from patterns import HANDSHAKE, INITIATION, Copies, Delay, Jump, Lose, Playback
 from soak_lab import RelayLab
@@ -205,41 +206,45 @@ def crossing(here: RelayLab, options: Options) -> Result:
 
 
 def limit(here: RelayLab, options: Options) -> Result:
-    """The limit of messages is reached, and no handshake gets through: a clean stop, no counter
+    """REJECT_AFTER_MESSAGES is reached, and no handshake gets through: a clean stop, no counter
     used twice, every packet after it counted. When handshakes get through, it goes on."""
     run = Run(here, "counters to the limit", options)
     run.tunnel.up()
-    rate = options.rate
-    limits: dict[str, int] = {}
-    for side, end in run.tunnel.ours.items():
-        with end.current_session() as session:
-            session.rekey_at = session.send_counter + rate
-            session.send_limit = limits[side] = session.send_counter + 2 * rate
     run.both(Lose(HANDSHAKE))
-    run.start()
+    left = 2 * options.rate
     ours = run.tunnel.ours
+    for end in ours.values():
+        with end.current_session() as session:
+            session.send_counter = REJECT_AFTER_MESSAGES - left
+            # wireguard-go counts from zero.
+            if options.peer == "ebpfvpn":
+                session.receive_highest = REJECT_AFTER_MESSAGES - left
+    run.start()
     run.wait(
-        lambda: all(end.drops()["expired_send"] > rate for end in ours.values()),
+        lambda: all(end.drops()["expired_send"] > options.rate for end in ours.values()),
         60,
         "packets to be dropped at the limit",
     )
     stopped = run.relay.report()
-    for side in ours:
-        highest = stopped[side]["highest_counter"]
-        run.result.expect(
-            highest == limits[side] - 1, f"{side} sealed up to {highest}, not {limits[side] - 1}"
-        )
+    received = run.received()
     run.both()
-    before = run.received()
     run.wait(
-        lambda: all(run.received()[side] > before[side] + rate for side in ours), 30, "new keys"
+        lambda: all(run.received()[side] > received[side] + options.rate for side in ours),
+        30,
+        "new keys",
     )
     result = run.finish()
     for side in ours:
-        lost, counted = result.flows[side].lost, result.drops[side].get("expired_send", 0)
+        highest, flow = stopped[side]["highest_counter"], result.flows[side]
+        result.expect(
+            highest == REJECT_AFTER_MESSAGES - 1, f"{side} stopped after counter {highest}"
+        )
+        counted = result.drops[side].get("expired_send", 0)
         result.notes.append(f"{side} stopped at its limit: {counted:,} dropped and counted")
         if not result.invalid:
-            result.expect(lost == counted, f"{lost} packets from {side} lost, {counted} counted")
+            # Up to the last one: what was sealed was opened.
+            result.expect(received[side] == left, f"{received[side]} of {left} arrived from {side}")
+            result.expect(flow.lost == counted, f"{flow.lost} lost from {side}, {counted} counted")
     result.expect_nothing_twice()
     return result
 
