@@ -77,7 +77,7 @@ def test_each_packet_thrice(peer: str) -> None:
 
 
 def test_half_of_the_handshake_messages() -> None:
-    (result,) = soak("half-handshakes", "--rate", "1000")
+    (result,) = soak("half-handshakes", "--rate", "4000")
     assert counts(result, "lost") == [0, 0]
     assert result["sessions"] == {"a": 2, "b": 0}
 
