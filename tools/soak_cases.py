@@ -66,7 +66,6 @@ def jump(here: RelayLab, options: Options, ahead: int, window: int | None = None
     run.tunnel.up()
     run.both(Jump(ahead, every=ahead + 500))
     run.start()
-
     run.wait(partial(_each, run, "jumped", LEAST_JUMPS), 60, f"{LEAST_JUMPS} packets to jump ahead")
     result = run.finish()
     # wireguard-go's window is its own.
@@ -94,8 +93,8 @@ def thrice(here: RelayLab, options: Options) -> Result:
     # 10,000 old and 1,000 old: behind the window and within it.
     old = Playback(1000, after=9000)
     run.both(old, Playback(500, after=500), Copies(COPIES))
+    # As many messages as in the other cases reach the ends.
     run.start(max(1, options.rate // COPIES))
-
     time.sleep(options.seconds)
     once = 2 * old.length + old.after
     run.wait(partial(_each, run, "data", once), 60, "recordings to be played back")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,6 @@ class Outcome:
     failures: dict[str, int]
     """Of generator and receiver."""
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Flow:
     """Numbered packets from one node to an address of the other."""
@@ -206,7 +203,6 @@ class Flow:
             before, seen = seen, self._receiver.ask({})
             quiet = quiet + 1 if seen["unique"] == before["unique"] else 0
         sent = self._sent["sent"]
-        lost_first = seen["lost_first"]
         return Outcome(
             sent=sent,
             lost=sent - seen["unique"],
@@ -215,7 +211,7 @@ class Flow:
             most_late=seen["most_late"],
             longest_gap=seen["longest_gap"],
             seconds=self._sent["seconds"],
-            lost_first=lost_first,
+            lost_first=seen["lost_first"],
             failures={
                 **{f"refused {name}": n for name, n in self._sent["refused"].items()},
                 **{f"receiver {name}": n for name, n in seen["failures"].items() if n},

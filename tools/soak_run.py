@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from ends import ADDRESSES, Keys, Tunnel
@@ -106,7 +105,7 @@ class Run:
         for i, side in enumerate(SIDES):
             sender, receiver = self.here.nodes[i], self.here.nodes[1 - i]
             flow = Flow(sender, receiver, ADDRESSES[1 - i], rate or self.options.rate)
-            self.here.defer(partial(flow.end))
+            self.here.defer(flow.end)
             self._flows[side] = flow
 
     def received(self) -> dict[str, int]:
