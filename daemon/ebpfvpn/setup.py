@@ -189,14 +189,20 @@ def _no_link_local(name: str) -> None:
 
 
 def _address(config: Config, netlink: Netlink, tun: Tun) -> None:
+    _add_addresses(config, netlink, tun)
+    for address in set(netlink.addresses(tun.ifindex)) - set(config.interface.addresses):
+        netlink.delete_address(tun.ifindex, address)
+        # With the first one of an IPv4 network go the others.
+        _add_addresses(config, netlink, tun)
+    netlink.set_up(tun.ifindex)
+
+
+def _add_addresses(config: Config, netlink: Netlink, tun: Tun) -> None:
     for address in config.interface.addresses:
         try:
             netlink.add_address(tun.ifindex, address)
         except OSError as error:
             raise OperatorError(f"{config.path}: Address {address}: {error.strerror}") from error
-    for address in set(netlink.addresses(tun.ifindex)) - set(config.interface.addresses):
-        netlink.delete_address(tun.ifindex, address)
-    netlink.set_up(tun.ifindex)
 
 
 def _route(config: Config, routes: AllowedIpRoutes, found: Found, fwmark: int) -> None:

@@ -75,7 +75,7 @@ class KernelDatapath:
         with contextlib.ExitStack() as undo:
             self._netlink = Netlink()
             undo.callback(self._netlink.close)
-            self._older = [adoption.put_aside(one) for one in found.older]
+            self._older = [adoption.put_aside(one, attach_mode) for one in found.older]
             if found.current:
                 self._generation = generation.set_fwmark(found.current, fwmark)
             else:
