@@ -65,6 +65,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         peers=len(config.peers),
         attach_mode=config.interface.attach_mode,
         rekey_after_messages=config.interface.rekey_after_messages,
+        replay_window=config.interface.replay_window,
     )
     undo.callback(datapath.close)
     for sock in udp.sockets:

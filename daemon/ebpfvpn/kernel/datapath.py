@@ -12,7 +12,15 @@ import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
-from ebpfvpn.datapath import Confirmed, Event, MessagesUsed, Roamed, SessionState, Traffic
+from ebpfvpn.datapath import (
+    REPLAY_WINDOW,
+    Confirmed,
+    Event,
+    MessagesUsed,
+    Roamed,
+    SessionState,
+    Traffic,
+)
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import bpffs, hooks, layout, leftovers, objects, segmenter
 from ebpfvpn.kernel.attach import AttachMode, Tunnel
@@ -41,9 +49,10 @@ class KernelDatapath:
     def __init__(
         self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
         peers: int, attach_mode: AttachMode = "auto",
-        rekey_after_messages: int = REKEY_AFTER_MESSAGES,
+        rekey_after_messages: int = REKEY_AFTER_MESSAGES, replay_window: int = REPLAY_WINDOW,
     ) -> None:  # fmt: skip
-        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there may be.
+        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there may be; `replay_window`:
+        packets.
         DatapathError: NAME is in use, or the machine lacks something."""
         self._mode: AttachMode = attach_mode
         self._listen_port = listen_port
@@ -59,7 +68,7 @@ class KernelDatapath:
             leftovers.remove(self._netlink, name)
             self._pins = bpffs.pin_directory(name)
             undo.callback(bpffs.remove, self._pins)
-            loaded = self._load(undo, attach_mode, peers)
+            loaded = self._load(undo, attach_mode, peers, replay_window)
             self._segmenter = segmenter.create(self._netlink, name, mtu)
             undo.callback(segmenter.remove, self._netlink, self._segmenter)
             self._configure(tun_ifindex, mtu, fwmark)
@@ -85,11 +94,15 @@ class KernelDatapath:
             undo.callback(self._ways.close)
             self._closing = undo.pop_all()
 
-    def _load(self, undo: contextlib.ExitStack, mode: AttachMode, peers: int) -> Object:
+    def _load(
+        self, undo: contextlib.ExitStack, mode: AttachMode, peers: int, replay_window: int
+    ) -> Object:
         self._pins.mkdir(mode=0o700)
         leftovers.note_namespace(self._pins)
         self._mark = bpffs.mark()
-        loaded = objects.load_tunnel(self._pins, peers=peers, xdp=mode != "tc")
+        loaded = objects.load_tunnel(
+            self._pins, peers=peers, xdp=mode != "tc", replay_window=replay_window
+        )
         undo.callback(loaded.close)
         self._loaded = loaded
         self._reasons = layout.field_names(objects.TC_OBJECT, "drops")
@@ -280,4 +293,7 @@ def _traffic(value: bytes) -> Traffic:
         last_data_received=peer.last_data_received / NANOSECONDS,
         unanswered_since=peer.unanswered_since / NANOSECONDS,
         unacknowledged_since=peer.unacknowledged_since / NANOSECONDS,
+        replayed=peer.replayed,
+        late=peer.late,
+        max_lateness=peer.max_lateness,
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ebpfvpn.kernel.libbpf import call, call_pointer, library
 
-WINDOW_WORDS = 512
 ADDRESS_LENGTH = 16
 KEY_LENGTH = 32
 MAC_LENGTH = 6
@@ -67,6 +66,9 @@ class Peer(Structure):
         ("last_received", c_uint64),
         ("last_data_received", c_uint64),
         ("unacknowledged_since", c_uint64),
+        ("replayed", c_uint64),
+        ("late", c_uint64),
+        ("max_lateness", c_uint64),
     )
 
 
@@ -89,8 +91,8 @@ class SessionKeys(Structure):
     _fields_ = (("send", c_uint8 * KEY_LENGTH), ("receive", c_uint8 * KEY_LENGTH))
 
 
-class Window(Structure):
-    _fields_ = (("words", c_uint64 * WINDOW_WORDS),)
+class WindowGeometry(Structure):
+    _fields_ = (("size", c_uint32), ("order", c_uint32))
 
 
 class Endpoint(Structure):
@@ -161,7 +163,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "peer": Peer,
     "session": Session,
     "session_keys": SessionKeys,
-    "window": Window,
+    "window_geometry": WindowGeometry,
     "endpoint": Endpoint,
     "route_key": RouteKey,
     "route": Route,
