@@ -96,6 +96,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             identity=_identity(config),
             attach_mode=config.interface.attach_mode,
             rekey_after_messages=config.interface.rekey_after_messages,
+            replay_window=config.interface.replay_window,
             found=found,
         )
         failed.callback(datapath.close if found.newest else datapath.remove)
@@ -150,7 +151,7 @@ def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
 def _wanted(config: Config, mtu: int) -> Wanted:
     return Wanted(
         _identity(config),
-        shape(mtu, config.interface.attach_mode),
+        shape(mtu, config.interface.attach_mode, config.interface.replay_window),
         config.interface.listen_port,
         len(config.peers),
         frozenset((peer.public_key, n) for peer in config.peers for n in peer.allowed_ips),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ebpfvpn.kernel import layout, objects
+from ebpfvpn.datapath import REPLAY_WINDOW
+from ebpfvpn.kernel import layout, objects, window
 from ebpfvpn.kernel.btf import field_names
 from kernel.compiler import EBPF, compile_bpf
 
@@ -56,6 +57,17 @@ def test_drop_reasons() -> None:
     written = re.findall(r"^\t__u64 (\w+);", (EBPF / "drops.h").read_text(), re.MULTILINE)
     assert field_names(objects.TC_OBJECT, "drops") == written
     assert {"bad_tag", "replayed", "pass_no_peer"} < set(written)
+
+
+def test_the_window_that_is_compiled_in() -> None:
+    """It is that of an object which is loaded as it is."""
+    source = (EBPF / "layout.h").read_text()
+    size, order = (
+        int(re.findall(rf"^#define {name} (\d+)$", source, re.MULTILINE)[0])
+        for name in ("WINDOW_SIZE", "WINDOW_ORDER")
+    )
+    assert size == REPLAY_WINDOW
+    assert order == window.geometry(size).order
 
 
 def test_addresses() -> None:
