@@ -13,10 +13,6 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
-#define WINDOW_WORD_BITS 32
-#define WINDOW_WORDS 512 /* a power of two; twice what the window of 8,192 needs */
-#define WINDOW_SIZE 8192
-
 #define ADDRESS_LENGTH 16
 #define KEY_LENGTH 32
 #define MAC_LENGTH 6
@@ -53,6 +49,9 @@ struct peer {
 	__u64 unacknowledged_since; /* first data received after the last packet sent; 0: none */
 	__u8 timestamp[TIMESTAMP_LENGTH]; /* greatest of its initiations, for the next daemon */
 	__u32 reserved;
+	__u64 replayed; /* dropped: seen already */
+	__u64 late; /* dropped: behind the replay window */
+	__u64 max_lateness; /* packets behind the newest, of what was accepted and what was late */
 };
 
 /* By local index. No secrets here. */
@@ -75,10 +74,16 @@ struct session_keys {
 	__u8 receive[KEY_LENGTH];
 };
 
-/* By local index: the replay window (replay.h). */
-struct window {
-	__u64 words[WINDOW_WORDS];
+/* The replay window (replay.h) of every session; an entry of `windows` is its ring. What is
+ * defined here is set anew before loading. */
+struct window_geometry {
+	__u32 size; /* counters, the newest included */
+	__u32 order; /* the ring has 2^order words */
 };
+
+#define WINDOW_SIZE 8192
+#define WINDOW_ORDER 9
+#define WINDOW_BYTES (sizeof(__u64) << WINDOW_ORDER)
 
 /* By peer number: where the peer was last heard, and at which of our addresses. */
 struct endpoint {

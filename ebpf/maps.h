@@ -55,8 +55,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_SESSIONS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, struct window);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, WINDOW_BYTES); /* raw: a size set before loading has no type */
 	PINNED;
 } windows SEC(".maps");
 

@@ -157,6 +157,29 @@ static __noinline int deliver_inner(
 	return strip(packet, c, inner, length, ethertype);
 }
 
+/* Counts by peer what is not the newest, and drops it unless it is new. Nobody decrypts what is
+ * dropped at the first look at the window: it may be forged. */
+static __noinline int out_of_order(
+	const struct session *session, enum replay_verdict verdict, __u64 counter)
+{
+	__u64 highest = *(volatile __u64 *)&session->receive_highest;
+	__u64 behind = highest > counter ? highest - counter - 1 : 0;
+	__u32 number = session->peer;
+	struct peer *peer = bpf_map_lookup_elem(&peers, &number);
+
+	if (!peer)
+		return drop(unknown_index);
+	if (verdict == REPLAY_SEEN) {
+		__sync_fetch_and_add(&peer->replayed, 1);
+		return drop(replayed);
+	}
+	traffic_behind(peer, behind);
+	if (verdict == REPLAY_NEW)
+		return VERDICT_PASS;
+	__sync_fetch_and_add(&peer->late, 1);
+	return drop(too_old);
+}
+
 /* A data message of a session of ours: `message` is its header. */
 static __always_inline int open_message(packet_t *packet, const struct outer *outer,
 	struct session *session, __u32 index, __u64 counter)
@@ -164,7 +187,7 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 	__u32 inner = outer->message + MESSAGE_HEADER;
 	__u32 length = outer->length - MESSAGE_OVERHEAD;
 	struct session_keys *both = bpf_map_lookup_elem(&keys, &index);
-	struct window *window = bpf_map_lookup_elem(&windows, &index);
+	__u64 *window = bpf_map_lookup_elem(&windows, &index);
 	__u64 now = bpf_ktime_get_boot_ns();
 	__u32 number = session->peer;
 	enum replay_verdict verdict;
@@ -185,10 +208,10 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 			return drop(bad_tag);
 		verdict = replay_accept(window, &session->receive_highest, counter);
 	}
-	if (verdict == REPLAY_SEEN)
-		return drop(replayed);
-	if (verdict == REPLAY_TOO_OLD)
-		return drop(too_old);
+	if (verdict != REPLAY_NEW)
+		return out_of_order(session, verdict, counter);
+	if (*(volatile __u64 *)&session->receive_highest - 1 > counter)
+		out_of_order(session, REPLAY_NEW, counter);
 
 	peer = bpf_map_lookup_elem(&peers, &number);
 	if (!peer)

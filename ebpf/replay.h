@@ -1,25 +1,45 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /* The replay window: RFC 6479's ring of bitmap words, shared by all CPUs without a lock.
  *
- * Counter c belongs to bit c mod 32 of word (c / 32) mod WINDOW_WORDS. Each word holds its bits in
- * the low half and, in the high half, its epoch: how often the ring has gone round, (c / 32) /
- * WINDOW_WORDS. So a word is taken over for newer counters and a bit is set in one
+ * Counter c belongs to bit c mod 32 of word (c / 32) mod N, where N is the number of words. Each
+ * word holds its bits in the low half and, in the high half, its epoch: how often the ring has gone
+ * round, c / 32 / N. So a word is taken over for newer counters and a bit is set in one
  * compare-and-exchange: a counter is accepted by exactly one CPU, and a jump ahead clears
- * nothing. The epoch is cut to 32 bits, so a jump of 2^45 counters at once, which takes a
- * sender that skips them on purpose, may be refused as too old; nothing is accepted twice. */
+ * nothing. The epoch is cut to 32 bits, so a jump of 2^36 N counters at once (2^38 with the
+ * smallest window), which takes a sender that skips them on purpose, may be refused as too old;
+ * nothing is accepted twice. */
 #ifndef EBPFVPN_REPLAY_H
 #define EBPFVPN_REPLAY_H
 
 #include "layout.h"
+
+#define WINDOW_WORD_BITS 32
+
+/* Set by the daemon before loading. To the verifier these are constants, so it can tell that every
+ * word lies within the ring. */
+const volatile struct window_geometry window_geometry SEC(".rodata.window") = {
+	.size = WINDOW_SIZE,
+	.order = WINDOW_ORDER,
+};
 
 enum replay_verdict { REPLAY_NEW, REPLAY_SEEN, REPLAY_TOO_OLD };
 
 /* A lost exchange means that another CPU set one of 32 bits or moved the epoch on. */
 #define REPLAY_TRIES 40
 
+static __always_inline __u32 replay_epoch(__u64 counter)
+{
+	return counter / WINDOW_WORD_BITS >> window_geometry.order;
+}
+
+static __always_inline __u64 *replay_word(__u64 *ring, __u64 counter)
+{
+	return &ring[counter / WINDOW_WORD_BITS & ((1ULL << window_geometry.order) - 1)];
+}
+
 static __always_inline enum replay_verdict replay_word_verdict(__u64 word, __u64 counter)
 {
-	__s32 behind = (__u32)(word >> 32) - (__u32)(counter / WINDOW_WORD_BITS / WINDOW_WORDS);
+	__s32 behind = (__u32)(word >> 32) - replay_epoch(counter);
 
 	if (behind > 0)
 		return REPLAY_TOO_OLD;
@@ -28,26 +48,20 @@ static __always_inline enum replay_verdict replay_word_verdict(__u64 word, __u64
 	return REPLAY_NEW;
 }
 
-static __always_inline __u64 *replay_word(struct window *w, __u64 counter)
-{
-	return &w->words[counter / WINDOW_WORD_BITS % WINDOW_WORDS];
-}
-
 /* Whether a message is worth the decryption. `highest`: highest accepted counter plus one. */
-static __always_inline enum replay_verdict replay_check(
-	struct window *w, __u64 highest, __u64 counter)
+static __always_inline enum replay_verdict replay_check(__u64 *ring, __u64 highest, __u64 counter)
 {
-	if (counter + WINDOW_SIZE < highest)
+	/* A sum would run over with the last counters. */
+	if (counter < highest && highest - counter > window_geometry.size)
 		return REPLAY_TOO_OLD;
-	return replay_word_verdict(*(volatile __u64 *)replay_word(w, counter), counter);
+	return replay_word_verdict(*(volatile __u64 *)replay_word(ring, counter), counter);
 }
 
 /* After authentication: marks the counter as seen. */
-static __always_inline enum replay_verdict replay_accept(
-	struct window *w, __u64 *highest, __u64 counter)
+static __always_inline enum replay_verdict replay_accept(__u64 *ring, __u64 *highest, __u64 counter)
 {
-	__u64 *word = replay_word(w, counter);
-	__u64 epoch = counter / WINDOW_WORD_BITS / WINDOW_WORDS << 32;
+	__u64 *word = replay_word(ring, counter);
+	__u64 epoch = (__u64)replay_epoch(counter) << 32;
 	__u64 bit = 1ULL << (counter % WINDOW_WORD_BITS);
 	enum replay_verdict verdict = REPLAY_TOO_OLD;
 	__u64 old, seen;
@@ -55,7 +69,7 @@ static __always_inline enum replay_verdict replay_accept(
 
 	old = *(volatile __u64 *)word;
 	for (i = 0; i < REPLAY_TRIES; i++) {
-		verdict = replay_check(w, *(volatile __u64 *)highest, counter);
+		verdict = replay_check(ring, *(volatile __u64 *)highest, counter);
 		if (verdict != REPLAY_NEW)
 			return verdict;
 		verdict = replay_word_verdict(old, counter);

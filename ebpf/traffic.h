@@ -35,6 +35,24 @@ static __always_inline void traffic_received(struct peer *peer, __u32 bytes, int
 		peer->unacknowledged_since = now;
 }
 
+/* A lost exchange means that another CPU raised the maximum. */
+#define LATENESS_TRIES 40
+
+/* Should be called after a packet was accepted that is not the newest, or was found late. behind:
+ * by how many packets. */
+static __always_inline void traffic_behind(struct peer *peer, __u64 behind)
+{
+	__u64 old = *(volatile __u64 *)&peer->max_lateness, seen;
+	int i;
+
+	for (i = 0; i < LATENESS_TRIES && old < behind; i++) {
+		seen = __sync_val_compare_and_swap(&peer->max_lateness, old, behind);
+		if (seen == old)
+			return;
+		old = seen;
+	}
+}
+
 static __always_inline void tell_daemon(enum event_type type, __u32 peer, __u32 local_index)
 {
 	struct event event = {.type = type, .peer = peer, .local_index = local_index};

@@ -23,7 +23,7 @@ struct message_data {
 #define MESSAGE_OVERHEAD (MESSAGE_HEADER + 16)
 #define PADDING 16
 
-/* 2^64 - 2^13 - 1: the window fits behind it. */
+/* 2^64 - 2^13 - 1 */
 #define REJECT_AFTER_MESSAGES (~0ULL - (1ULL << 13))
 
 #endif

@@ -15,7 +15,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ebpfvpn import config_values, keys, wire
+from ebpfvpn import config_values, datapath, keys, wire
 from ebpfvpn.config_values import HostPort as HostPort
 from ebpfvpn.errors import OperatorError
 
@@ -54,6 +54,8 @@ class InterfaceConfig:
     """Seconds until the initiator of a session makes a new one."""
     rekey_after_messages: int = wire.REKEY_AFTER_MESSAGES
     """Messages sealed under a session until a new one is made."""
+    replay_window: int = datapath.REPLAY_WINDOW
+    """Packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ _OWN_KEYS: dict[str, dict[str, _Key]] = {
         "RekeyAfterMessages": _Key(
             "rekey_after_messages", config_values.number(1000, wire.REKEY_AFTER_MESSAGES)
         ),
+        "ReplayWindow": _Key("replay_window", config_values.number(64, 65536)),
     },
     "Peer": {},
 }

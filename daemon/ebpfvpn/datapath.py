@@ -17,6 +17,9 @@ from ebpfvpn import tai64n
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
 
+REPLAY_WINDOW = 8192
+"""Packets, unless told: how far behind the newest one, itself included, a packet is taken."""
+
 
 class DatapathError(Exception):
     """The datapath cannot do what was asked; the text is one line for the operator."""
@@ -41,6 +44,13 @@ class Traffic:
     """First data packet sent after the last authenticated one received; 0.0: none waits."""
     unacknowledged_since: float
     """First data packet received after the last one sent; 0.0: none waits."""
+    replayed: int = 0
+    """Dropped, as their counters were seen already."""
+    late: int = 0
+    """Dropped, as their counters were behind the replay window."""
+    max_lateness: int = 0
+    """The most packets that one was behind the newest, among those accepted and those late. Like
+    `replayed` and `late` not authenticated: what is dropped may have been forged."""
 
 
 @dataclass(frozen=True, slots=True)

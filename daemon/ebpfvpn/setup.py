@@ -96,6 +96,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             identity=_identity(config),
             attach_mode=config.interface.attach_mode,
             rekey_after_messages=config.interface.rekey_after_messages,
+            replay_window=config.interface.replay_window,
             found=found,
         )
         failed.callback(datapath.close if found.newest else datapath.remove)
@@ -150,7 +151,7 @@ def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
 def _wanted(config: Config, mtu: int) -> Wanted:
     return Wanted(
         _identity(config),
-        shape(mtu, config.interface.attach_mode),
+        shape(mtu, config.interface.attach_mode, config.interface.replay_window),
         config.interface.listen_port,
         len(config.peers),
         frozenset((peer.public_key, n) for peer in config.peers for n in peer.allowed_ips),
@@ -189,14 +190,20 @@ def _no_link_local(name: str) -> None:
 
 
 def _address(config: Config, netlink: Netlink, tun: Tun) -> None:
+    _add_addresses(config, netlink, tun)
+    for address in set(netlink.addresses(tun.ifindex)) - set(config.interface.addresses):
+        netlink.delete_address(tun.ifindex, address)
+        # With the first one of an IPv4 network go the others.
+        _add_addresses(config, netlink, tun)
+    netlink.set_up(tun.ifindex)
+
+
+def _add_addresses(config: Config, netlink: Netlink, tun: Tun) -> None:
     for address in config.interface.addresses:
         try:
             netlink.add_address(tun.ifindex, address)
         except OSError as error:
             raise OperatorError(f"{config.path}: Address {address}: {error.strerror}") from error
-    for address in set(netlink.addresses(tun.ifindex)) - set(config.interface.addresses):
-        netlink.delete_address(tun.ifindex, address)
-    netlink.set_up(tun.ifindex)
 
 
 def _route(config: Config, routes: AllowedIpRoutes, found: Found, fwmark: int) -> None:

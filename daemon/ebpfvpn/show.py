@@ -47,6 +47,12 @@ class PeerStatus(TypedDict):
     tx_bytes: int
     rx_packets: int
     tx_packets: int
+    late: int
+    """Packets dropped, as they were behind the replay window."""
+    replayed: int
+    """Packets dropped, as they were seen already."""
+    max_lateness: int
+    """Packets that the latest one, accepted or not, was behind the newest."""
     persistent_keepalive: int
     """Seconds; 0: off."""
     sessions: list[SessionStatus]
@@ -125,6 +131,9 @@ def _peer(peer: PeerStatus, now: float) -> Iterator[str]:
         received = f"{_size(peer['rx_bytes'])} received ({peer['rx_packets']} packets)"
         sent = f"{_size(peer['tx_bytes'])} sent ({peer['tx_packets']} packets)"
         yield f"  transfer: {received}, {sent}"
+    if peer["late"] or peer["replayed"] or peer["max_lateness"]:
+        dropped = f"{peer['late']} late and {peer['replayed']} replayed dropped"
+        yield f"  out of order: {dropped}, at most {peer['max_lateness']} packets behind"
     if peer["persistent_keepalive"]:
         yield f"  persistent keepalive: every {_duration(peer['persistent_keepalive'])}"
     for session in peer["sessions"]:

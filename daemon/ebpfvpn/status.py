@@ -69,6 +69,9 @@ def _peer(
         "tx_bytes": traffic.tx_bytes,
         "rx_packets": traffic.rx_packets,
         "tx_packets": traffic.tx_packets,
+        "late": traffic.late,
+        "replayed": traffic.replayed,
+        "max_lateness": traffic.max_lateness,
         "persistent_keepalive": config.persistent_keepalive,
         "sessions": found,
     }

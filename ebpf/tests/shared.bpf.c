@@ -10,19 +10,22 @@
 
 #define COUNTERS 65536 /* powers of two */
 #define LAST 16384
-
-struct shared {
-	struct window window;
-	__u64 highest;
-	struct session session;
-};
+/* Half way the ring of any window begins anew. */
+#define FIRST_RECEIVED ((1ULL << 32) - COUNTERS / 2)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct shared);
-} shared SEC(".maps");
+	__type(value, struct session);
+} session SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, WINDOW_BYTES);
+} windows SEC(".maps");
 
 /* Each with one counter left. */
 struct last {
@@ -48,11 +51,11 @@ struct {
 	__type(value, struct taken);
 } taken SEC(".maps");
 
-static struct shared *get_shared(void)
+static struct session *get_session(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&shared, &zero);
+	return bpf_map_lookup_elem(&session, &zero);
 }
 
 static void note(__u64 counter)
@@ -64,19 +67,36 @@ static void note(__u64 counter)
 		__sync_fetch_and_add(&all->times[counter % COUNTERS], 1);
 }
 
+static void receive(__u64 counter)
+{
+	__u32 zero = 0;
+	struct session *s = get_session();
+	__u64 *ring = bpf_map_lookup_elem(&windows, &zero);
+
+	if (s && ring &&
+		replay_accept(ring, &s->receive_highest, FIRST_RECEIVED + counter) == REPLAY_NEW)
+		note(counter);
+}
+
 static long receive_one(__u32 i, void *unused)
 {
-	struct shared *s = get_shared();
+	receive(i);
+	return 0;
+}
 
-	if (s && replay_accept(&s->window, &s->highest, i) == REPLAY_NEW)
-		note(i);
+/* As far out of order as the window lets (it is a power of two), each CPU in its own way. */
+static long receive_shuffled_one(__u32 i, void *unused)
+{
+	__u32 within = window_geometry.size - 1;
+
+	receive((i & ~within) | ((i * 40503 + bpf_get_smp_processor_id() * 7919) & within));
 	return 0;
 }
 
 static long send_one(__u32 i, void *unused)
 {
-	struct shared *s = get_shared();
-	__u64 counter = s ? take_counter(&s->session) : NO_COUNTER;
+	struct session *s = get_session();
+	__u64 counter = s ? take_counter(s) : NO_COUNTER;
 
 	if (counter != NO_COUNTER)
 		note(counter);
@@ -97,6 +117,13 @@ SEC("tc")
 int receive_all(struct __sk_buff *skb)
 {
 	bpf_loop(COUNTERS, receive_one, NULL, 0);
+	return TC_ACT_OK;
+}
+
+SEC("tc")
+int receive_shuffled(struct __sk_buff *skb)
+{
+	bpf_loop(COUNTERS, receive_shuffled_one, NULL, 0);
 	return TC_ACT_OK;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import re
 import subprocess
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ebpfvpn.kernel import layout, objects
+from ebpfvpn.datapath import REPLAY_WINDOW
+from ebpfvpn.kernel import layout, objects, window
 from ebpfvpn.kernel.btf import field_names
 from kernel.compiler import EBPF, compile_bpf
 
@@ -58,8 +60,29 @@ def test_drop_reasons() -> None:
     assert {"bad_tag", "replayed", "pass_no_peer"} < set(written)
 
 
+def test_the_window_that_is_compiled_in() -> None:
+    """It is that of an object which is loaded as it is."""
+    source = (EBPF / "layout.h").read_text()
+    size, order = (
+        int(re.findall(rf"^#define {name} (\d+)$", source, re.MULTILINE)[0])
+        for name in ("WINDOW_SIZE", "WINDOW_ORDER")
+    )
+    assert size == REPLAY_WINDOW
+    assert order == window.geometry(size).order
+
+
 def test_addresses() -> None:
     for text in ("192.0.2.1", "2001:db8::1"):
         address = ip_address(text)
         assert layout.unpack_address(layout.pack_address(address)) == address
     assert layout.unpack_address(layout.pack_address(None)) is None
+
+
+def test_another_layout_has_another_number() -> None:
+    """What is in the maps outlives a daemon. Who changes it raises LAYOUT, and writes the digest of
+    the new one here."""
+    digest = hashlib.sha256()
+    for header in ("layout.h", "drops.h", "maps.h"):
+        code = re.sub(r"/\*.*?\*/", "", (EBPF / header).read_text(), flags=re.DOTALL)
+        digest.update("".join(code.split()).encode())
+    assert (layout.LAYOUT, digest.hexdigest()[:16]) == (2, "463e9866a2f27371")

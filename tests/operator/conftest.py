@@ -49,6 +49,9 @@ def status() -> show.Status:
                 "tx_bytes": 3 << 20,
                 "rx_packets": 7,
                 "tx_packets": 2400,
+                "late": 3,
+                "replayed": 12,
+                "max_lateness": 9120,
                 "persistent_keepalive": 25,
                 "sessions": [
                     {
@@ -69,6 +72,9 @@ def status() -> show.Status:
                 "tx_bytes": 0,
                 "rx_packets": 0,
                 "tx_packets": 0,
+                "late": 0,
+                "replayed": 0,
+                "max_lateness": 0,
                 "persistent_keepalive": 0,
                 "sessions": [],
             },

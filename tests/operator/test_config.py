@@ -164,6 +164,9 @@ def test_defaults() -> None:
         ("MTU = 8921", "mtu", 8921),
         ("Address = 10.0.0.1", "addresses", (ip_interface("10.0.0.1/32"),)),
         ("Address = fd00::1", "addresses", (ip_interface("fd00::1/128"),)),
+        ("#! ReplayWindow = 64", "replay_window", 64),
+        ("#! ReplayWindow = 8191", "replay_window", 8191),
+        ("#! ReplayWindow = 65536", "replay_window", 65536),
     ],
 )
 def test_interface_values(line: str, field: str, value: object) -> None:
@@ -218,6 +221,13 @@ def test_peer_values(line: str, field: str, value: object) -> None:
         (INTERFACE + "#! AttachMode = xdp\n", 3, "AttachMode", "auto, native, generic or tc"),
         (INTERFACE + "#! RekeyAfterTime = 4\n", 3, "RekeyAfterTime", "from 5 to 120"),
         (INTERFACE + "#! RekeyAfterTime = 121\n", 3, "RekeyAfterTime", "from 5 to 120"),
+        (INTERFACE + "#! ReplayWindow = 63\n", 3, "ReplayWindow", "from 64 to 65536, not '63'"),
+        (INTERFACE + "#! ReplayWindow = 65537\n", 3, "ReplayWindow", "from 64 to 65536"),
+        (INTERFACE + "#! ReplayWindow = 0x80\n", 3, "ReplayWindow", "from 64 to 65536"),
+        (INTERFACE + "#! ReplayWindow = off\n", 3, "ReplayWindow", "from 64 to 65536"),
+        (INTERFACE + "#! ReplayWindow =\n", 3, "ReplayWindow", "from 64 to 65536, not ''"),
+        (INTERFACE + "ReplayWindow = 128\n", 3, "ReplayWindow", "write '#! ReplayWindow ='"),
+        (INTERFACE + PEER + "#! ReplayWindow = 128\n", 5, "ReplayWindow", "in [Interface]"),
         (INTERFACE + "#! MTU = 1420\n", 3, "MTU", "write 'MTU =' without '#!'"),
         (INTERFACE + "#! AttachMode tc\n", 3, "AttachModetc", "must not begin with '#!'"),
         (INTERFACE + "#!\n", 3, "line", "must not begin with '#!'"),

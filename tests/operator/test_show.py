@@ -22,6 +22,7 @@ peer: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
   allowed ips: 10.0.0.0/24, fd00::/64
   latest handshake: 1 minute, 3 seconds ago
   transfer: 1023 B received (7 packets), 3.00 MiB sent (2400 packets)
+  out of order: 3 late and 12 replayed dropped, at most 9120 packets behind
   persistent keepalive: every 25 seconds
   current session: 305419896, initiator, 1 minute, 3 seconds old, next counter 2400
 
@@ -72,6 +73,17 @@ def test_latest_handshake(status: Status, age: int, shown: str) -> None:
 def test_transfer(status: Status, count: int, shown: str) -> None:
     status["peers"][0]["rx_bytes"] = count
     assert f"transfer: {shown} received" in show.text(status, 0)
+
+
+@pytest.mark.parametrize("counter", ["late", "replayed", "max_lateness"])
+def test_out_of_order_is_shown_when_there_was_any(status: Status, counter: str) -> None:
+    peer = status["peers"][1]
+    peer[counter] = 5  # type: ignore[literal-required]
+    late, replayed, most = peer["late"], peer["replayed"], peer["max_lateness"]
+    line = f"  out of order: {late} late and {replayed} replayed dropped, at most {most} packets"
+    assert line in show.text(status, 0).split("\npeer: ")[2]
+    peer[counter] = 0  # type: ignore[literal-required]
+    assert "out of order" not in show.text(status, 0).split("\npeer: ")[2]
 
 
 def test_nothing_happened_yet(status: Status) -> None:

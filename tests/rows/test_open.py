@@ -383,6 +383,8 @@ def test_what_is_not_accepted_moves_nothing(tunnel: Tunnel, hook: str) -> None:
     ):
         assert tunnel.run(hook, refused).retval == retval(hook, Verdict.DROP)
     assert tunnel.counted() == {"bad_tag": 1, "replayed": 1, "expired_receive": 1}
+    assert tunnel.peer().replayed == 1
+    tunnel.change_peer(replayed=0)
     assert (bytes(tunnel.peer()), bytes(tunnel.session()), tunnel.endpoint()) == before
     assert tunnel.events() == []
 

@@ -1,145 +1,164 @@
-"""The replay window: against a model of a window of 8,192 counters, and shared by CPUs."""
+"""The replay window: of several sizes against rows and a model, and shared by CPUs."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpfvpn.wire import REJECT_AFTER_MESSAGES
+from rows import replay_rows
 from rows.at_once import at_once
 from rows.packets import ethernet, ipv4, pad
+from rows.replay_rows import LATE, NEW, REPLAYED, SIZES, Counts, Model, Row, Window
 from rows.tunnel import (
     INNER_HERE,
     INNER_THERE,
     LOCAL_INDEX,
+    OTHER_PEER,
+    PEER,
     Tunnel,
     Verdict,
     message,
     outer,
     retval,
 )
+from rows.tunnel import tunnel as loaded
 
 HOOKS = ("open_xdp", "open_tc")
-WINDOW = 8192
-RING = 16384
 INNER = pad(ipv4(INNER_THERE[4], INNER_HERE[4], b"replay"))
+REASONS = {"replayed": REPLAYED, "too_old": LATE}
 
-NEW, REPLAYED, TOO_OLD = "new", "replayed", "too_old"
+
+def arrival(counter: int) -> bytes:
+    return ethernet(outer(message(counter, INNER)))
 
 
-class Model:
-    """What RFC 6479 says, with a set."""
+def counts(tunnel: Tunnel, peer: int = PEER) -> Counts:
+    entry = tunnel.peer(peer)
+    return Counts(entry.late, entry.replayed, entry.max_lateness)
 
-    def __init__(self, received: int = 0) -> None:
-        self.received = received
-        self.seen = {received - 1} if received else set[int]()
+
+class Opened:
+    """The window of a program: see replay_rows.Window."""
+
+    def __init__(self, tunnel: Tunnel, hook: str, size: int) -> None:
+        self._tunnel = tunnel
+        self._hook = hook
+        self.size = size
+
+    def start(self, received: int) -> None:
+        self._tunnel.set_up()
+        self._tunnel.install(LOCAL_INDEX, received=received)
+        self._counted: dict[str, int] = {}
 
     def take(self, counter: int) -> str:
-        if counter + WINDOW < self.received:
-            return TOO_OLD
-        if counter in self.seen:
-            return REPLAYED
-        self.seen.add(counter)
-        self.received = max(self.received, counter + 1)
-        return NEW
+        if self._tunnel.run(self._hook, arrival(counter)).retval == retval(self._hook, Verdict.GO):
+            return NEW
+        before, self._counted = self._counted, self._tunnel.counted()
+        moved = {k for k, n in self._counted.items() if n != before.get(k, 0)}
+        assert sum(self._counted.values()) == sum(before.values()) + 1
+        return REASONS[moved.pop()]
+
+    def counts(self) -> Counts:
+        found = counts(self._tunnel)
+        # The same packets, whoever sent them.
+        dropped = {"too_old": found.late, "replayed": found.replayed}
+        assert self._tunnel.counted() == {k: n for k, n in dropped.items() if n}
+        return found
 
 
-def take(tunnel: Tunnel, hook: str, counter: int) -> str:
-    """What the program does with a message of this counter."""
-    before = tunnel.counted()
-    result = tunnel.run(hook, ethernet(outer(message(counter, INNER))))
-    if result.retval == retval(hook, Verdict.GO):
-        assert tunnel.counted() == before
-        return NEW
-    assert result.retval == retval(hook, Verdict.DROP)
-    moved = {k: v - before.get(k, 0) for k, v in tunnel.counted().items() if v != before.get(k, 0)}
-    assert list(moved.values()) == [1]
-    return next(iter(moved))
+@pytest.fixture(scope="module", params=SIZES)
+def sized(request: pytest.FixtureRequest) -> Iterator[tuple[Tunnel, int]]:
+    """A tunnel of its own for each size."""
+    with loaded(replay_window=request.param) as found:
+        yield found, request.param
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_each_counter_once(tunnel: Tunnel, hook: str) -> None:
-    for counter in (0, 1, 2, 31, 32, 33, 63, 64, 65, 3, 500, 499):
-        assert take(tunnel, hook, counter) == NEW
-        assert take(tunnel, hook, counter) == REPLAYED
-    assert tunnel.session().receive_highest == 501
+@pytest.fixture(scope="module", params=HOOKS)
+def window(request: pytest.FixtureRequest, sized: tuple[Tunnel, int]) -> Window:
+    return Opened(sized[0], request.param, sized[1])
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_late_ones_after_a_jump_ahead(tunnel: Tunnel, hook: str) -> None:
-    jump = 8000
-    assert take(tunnel, hook, 0) == NEW
-    assert take(tunnel, hook, jump) == NEW
-    late = list(range(1, jump))
-    random.Random(6479).shuffle(late)
-    for counter in late:
-        packet = ethernet(outer(message(counter, INNER)))
-        assert tunnel.run(hook, packet).retval == retval(hook, Verdict.GO), counter
-    assert tunnel.counted() == {}
-    for counter in (0, jump, *late[:50]):
-        assert take(tunnel, hook, counter) == REPLAYED
+def run(window: Window, row: Row) -> None:
+    window.start(row.start)
+    for i, (counter, verdict) in enumerate(row.script):
+        assert window.take(counter) == verdict, f"{row.description}: counter {counter}, line {i}"
+    assert window.counts() == row.counts, row.description
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("ahead", [WINDOW, RING, RING + 1, 3 * RING + 17, 2**33, 2**44])
-def test_edges_of_the_window(tunnel: Tunnel, hook: str, ahead: int) -> None:
-    top = 5 + ahead
-    assert take(tunnel, hook, 5) == NEW
-    assert take(tunnel, hook, top) == NEW
-    assert take(tunnel, hook, top - WINDOW) == TOO_OLD
-    assert take(tunnel, hook, top - WINDOW + 1) == NEW
-    assert take(tunnel, hook, top - WINDOW + 1) == REPLAYED
-    assert take(tunnel, hook, top + 1) == NEW
-    assert take(tunnel, hook, top - WINDOW + 1) == TOO_OLD
-    assert take(tunnel, hook, top) == REPLAYED
+@pytest.mark.parametrize("size", SIZES)
+def test_the_model_itself(size: int) -> None:
+    for row in replay_rows.rows(size):
+        run(Model(size), row)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("crossed", [2**32, 2**46, 2**63, REJECT_AFTER_MESSAGES])
-def test_window_far_up(tunnel: Tunnel, hook: str, crossed: int) -> None:
-    start = crossed - 40
-    tunnel.install(LOCAL_INDEX, received=start)
-    model = Model(start)
-    for counter in (*range(start - 50, crossed), start - WINDOW, start - WINDOW - 1, start):
-        assert take(tunnel, hook, counter) == model.take(counter), counter
-    if crossed == REJECT_AFTER_MESSAGES:
-        assert take(tunnel, hook, crossed) == "expired_receive"
-    else:
-        for counter in (crossed, crossed + 1, crossed - 1, crossed + WINDOW, crossed):
-            assert take(tunnel, hook, counter) == model.take(counter), counter
+def test_rows(window: Window) -> None:
+    for row in replay_rows.rows(window.size):
+        run(window, row)
 
 
-# Steps from the highest counter so far: near it, at the edges of window and ring, and beyond.
-# A peer cannot skip 2**45 counters within a session, so the window need not follow it there: all
-# the steps of one run stay below that.
-STEPS = st.one_of(
-    st.integers(-40, 40),
-    st.integers(-WINDOW - 40, WINDOW + 40),
-    st.sampled_from([-RING, -WINDOW - 1, -WINDOW, -WINDOW + 1, WINDOW, RING - 1, RING, RING + 1]),
-    st.integers(0, 2**38),
-)
+@given(data=st.data(), start=replay_rows.STARTS)
+@settings(max_examples=20, deadline=None, database=None)
+def test_same_verdicts_as_the_model(window: Window, data: st.DataObject, start: int) -> None:
+    compare(window, start, data.draw(replay_rows.steps(window.size)))
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@given(
-    start=st.sampled_from([0, 0, 0, 2**32 - 100, 2**46 - 100, 2**60]),
-    steps=st.lists(STEPS, min_size=1, max_size=60),
-)
-@example(start=0, steps=[0, RING, -RING, -WINDOW, 1, -WINDOW])
-@settings(max_examples=60, deadline=None, database=None)
-def test_same_verdicts_as_the_model(
-    programs: Tunnel, hook: str, start: int, steps: list[int]
-) -> None:
-    programs.set_up()
-    programs.install(LOCAL_INDEX, received=start)
-    model = Model(start)
+def test_once_round_the_ring_and_back(window: Window) -> None:
+    ring = 2 << (window.size - 1).bit_length()
+    compare(window, 0, [0, ring, -ring, -window.size, 1, -window.size])
+
+
+def compare(window: Window, start: int, steps: list[int]) -> None:
+    model = Model(window.size)
+    model.start(start)
+    window.start(start)
     for step in steps:
         counter = max(model.received + step, 0)
-        assert take(programs, hook, counter) == model.take(counter), counter
-    assert programs.session().receive_highest == model.received
+        assert window.take(counter) == model.take(counter), counter
+    assert window.counts() == model.counts()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_nothing_is_lost_when_one_packet_jumps_ahead(tunnel: Tunnel, hook: str) -> None:
+    jump = 8000
+    for counter in (0, jump, *range(1, jump)):
+        assert tunnel.run(hook, arrival(counter)).retval == retval(hook, Verdict.GO), counter
+    assert tunnel.counted() == {}
+    assert counts(tunnel) == Counts(0, 0, jump - 1)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_peers_are_counted_apart(tunnel: Tunnel, hook: str) -> None:
+    index = LOCAL_INDEX + 1
+    tunnel.add_peer(OTHER_PEER)
+    tunnel.install(index, OTHER_PEER)
+    for counter in (0, 20000, 5000, 20000, 19000, 4000):
+        tunnel.run(hook, arrival(counter))
+    assert counts(tunnel) == Counts(2, 1, 16000)
+    assert counts(tunnel, OTHER_PEER) == Counts()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_in_order_is_never_late(tunnel: Tunnel, hook: str) -> None:
+    for counter in range(100):
+        tunnel.run(hook, arrival(counter * 3))
+    assert tunnel.peer().rx_packets == 100
+    assert counts(tunnel) == Counts()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_what_is_dropped_may_be_forged(tunnel: Tunnel, hook: str) -> None:
+    """Nobody decrypts it to find out. What would be taken is decrypted, and then not counted."""
+    assert tunnel.run(hook, arrival(20000)).retval == retval(hook, Verdict.GO)
+    for counter in (20000, 1, 19000, 30000):
+        forged = ethernet(outer(message(counter, INNER, key=bytes(32))))
+        assert tunnel.run(hook, forged).retval == retval(hook, Verdict.DROP)
+    assert tunnel.counted() == {"replayed": 1, "too_old": 1, "bad_tag": 2}
+    assert counts(tunnel) == Counts(1, 1, 19999)
+    assert tunnel.session().receive_highest == 20001
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -161,9 +180,12 @@ def test_two_receivers_accept_each_message_once(tunnel: Tunnel, hook: str, order
 
     at_once([lambda mine=mine: receive(mine) for mine in verdicts])  # type: ignore[misc]
     times = [sum(both) for both in zip(*verdicts, strict=True)]
+    late, replayed, max_lateness = counts(tunnel)
+    assert late + replayed == 2 * len(arrivals) - sum(times)
     if order == "far apart":  # whoever is behind finds it too old
         assert max(times) == 1
     else:
         assert times == [1] * len(arrivals)
         assert tunnel.counted() == {"replayed": len(arrivals)}
+        assert max_lateness < len(arrivals)
     assert tunnel.session().receive_highest == max(counters) + 1

@@ -14,6 +14,7 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from ebpfvpn.datapath import REPLAY_WINDOW
 from ebpfvpn.kernel import bpffs, layout, objects
 from ebpfvpn.kernel.btf import field_names
 from ebpfvpn.kernel.layout import number, octets
@@ -130,6 +131,15 @@ def message(counter: int, text: bytes, *, key: bytes = RECEIVE_KEY) -> bytes:
     return packets.data_message(key, LOCAL_INDEX, counter, text)
 
 
+def ring(received: int, words: int) -> bytes:
+    """The window (ebpf/replay.h) for `Tunnel.install`."""
+    turn, at = divmod((received - 1) // 32, words)
+    found = [(max(turn - (i > at), 0) & 0xFFFFFFFF) << 32 for i in range(words)]
+    if received:
+        found[at] |= 1 << (received - 1) % 32
+    return struct.pack(f"={words}Q", *found)
+
+
 @functools.cache
 def drop_reasons() -> list[str]:
     return field_names(objects.TC_OBJECT, "drops")
@@ -208,17 +218,9 @@ class Tunnel:
             send_limit=send_limit,
             receive_highest=received,
         )
-        window = layout.Window()
-        if received:
-            last = received - 1
-            word = last // 32
-            epoch = word // layout.WINDOW_WORDS & 0xFFFFFFFF
-            for i in range(layout.WINDOW_WORDS):
-                passed = i > word % layout.WINDOW_WORDS
-                window.words[i] = (max(epoch - passed, 0)) << 32
-            window.words[word % layout.WINDOW_WORDS] |= 1 << last % 32
         key = number(local_index)
-        self.loaded.maps["windows"].update(key, bytes(window))
+        windows = self.loaded.maps["windows"]
+        windows.update(key, ring(received, windows.value_size // 8))
         self.loaded.maps["keys"].update(key, send_key + receive_key)
         self.loaded.maps["sessions"].update(key, bytes(session))
         if current:
@@ -319,10 +321,10 @@ def pins() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def tunnel() -> Iterator[Tunnel]:
+def tunnel(replay_window: int = REPLAY_WINDOW) -> Iterator[Tunnel]:
     """A tunnel's programs, and `dispatch` with its maps."""
     with pins() as directory:
-        loaded = objects.load_tunnel(directory, peers=4, xdp=True)
+        loaded = objects.load_tunnel(directory, peers=4, xdp=True, replay_window=replay_window)
         dispatcher = objects.load(objects.BPF / "dispatch.bpf.o", pin_root=directory)
         loaded.programs |= dispatcher.programs
         loaded.maps |= {name: dispatcher.maps[name] for name in ("dispatch_config", "ports")}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ OUTER6 = ("2001:db8::1", "2001:db8::2")
 INNER = ("10.66.0.1", "10.66.0.2")
 INNER6 = ("fd66::1", "fd66::2")
 MODES = ("native", "generic", "tc")
-_OWN_KEYS = ("AttachMode", "RekeyAfterTime", "RekeyAfterMessages")
+_OWN_KEYS = ("AttachMode", "RekeyAfterTime", "RekeyAfterMessages", "ReplayWindow")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -104,8 +105,10 @@ class Node:
     def kill(self) -> None:
         """The daemon, by SIGKILL."""
         pid = self.show()["pid"]
+        process = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())
+        assert select.select([process], [], [], 10)[0]
+        os.close(process)
 
     def show(self) -> dict[str, Any]:
         done = self.command("show", "--json", self.name)
@@ -128,6 +131,25 @@ class Node:
 
     def log(self) -> str:
         return (RUN / f"{self.name}.log").read_text()
+
+
+def _state(pid: int) -> str:
+    """As in /proc/PID/stat: T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@contextlib.contextmanager
+def frozen(*nodes: Node) -> Iterator[None]:
+    """Every process of the daemons stopped."""
+    pids = [pid for node in nodes for pid in node.processes()]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: {_state(pid) for pid in pids} == {"T"})
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def _section(title: str, values: Mapping[str, object]) -> list[str]:

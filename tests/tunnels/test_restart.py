@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from ebpfvpn import keys
+from netns import address, namespace
 from tunnels import versions
 from tunnels.nodes import (
     INNER,
@@ -17,7 +20,11 @@ from tunnels.nodes import (
     MODES,
     OUTER,
     PINS,
+    PORT,
     Node,
+    connect,
+    endpoint,
+    frozen,
     introduce,
     node,
     pair,
@@ -111,9 +118,212 @@ def test_an_upgrade_to_another_layout(
     with underlay() as (a, b), node(a) as one, node(b) as other:
         introduce(one, other, OUTER, AttachMode=mode)
         trees = [versions.ROOT, another]
-        with upgraded(one, other, way, trees) as (there, back):
-            assert len(list(PINS.glob(f"{one.name}*"))) == 2
-            wait_for(lambda: other.show()["peers"][0]["sessions"][-1]["role"] == "responder")
-            wait_for(lambda: one.show()["peers"][0]["tx_packets"] > 100)
-            wait_for(lambda: one.show()["peers"][0]["rx_packets"] > 100)
+        with contextlib.ExitStack() as freezing:
+
+            def upgrade(upgrading: Node) -> None:
+                freezing.enter_context(frozen(other))
+                way(upgrading)
+
+            with upgraded(one, other, upgrade, trees) as (there, back):
+                # Nobody answers the new daemon's handshakes.
+                there.wait_for_more(300)
+                back.wait_for_more(300)
+                assert len(list(PINS.glob(f"{one.name}*"))) == 2
+                assert one.show()["peers"][0]["sessions"] == []
+                freezing.close()
+                wait_for(lambda: one.show()["peers"][0]["tx_packets"] > 100, 20)
+                wait_for(lambda: one.show()["peers"][0]["rx_packets"] > 100)
+                wait_for(lambda: len(list(PINS.glob(f"{one.name}*"))) == 1)
         assert list(PINS.glob(f"{one.name}*")) == []
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = versions.earlier(tmp_path_factory.mktemp("versions"))
+    if tree is None:
+        pytest.skip("no history here")
+    return tree
+
+
+@WAYS
+@pytest.mark.parametrize("mode", MODES)
+def test_an_upgrade_from_the_programs_before_these(
+    mode: str, way: Callable[[Node], None], earlier: Path
+) -> None:
+    """And back again."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, OUTER, AttachMode=mode)
+        with upgraded(one, other, way, [earlier, versions.ROOT, earlier, versions.ROOT]):
+            pass
+
+
+def replace(one: Node, old: str, new: str) -> None:
+    """In its file."""
+    text = one.path.read_text()
+    assert old in text
+    one.path.write_text(text.replace(old, new))
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("AttachMode = auto", "AttachMode = tc"), ("AttachMode = tc", "AttachMode = auto"),
+     ("AttachMode = generic", "AttachMode = native"), ("MTU = 1400", "MTU = 1300"),
+     ("MTU = 1400", "MTU = 4000"), ("RekeyAfterTime = 120", "RekeyAfterTime = 60")],
+)  # fmt: skip
+def test_a_changed_configuration(old: str, new: str, way: Callable[[Node], None]) -> None:
+    """Whether or not its maps and programs suit the new one."""
+    key, _, value = old.partition(" = ")
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, OUTER, **{key: value})
+        one.up()
+        other.up()
+        assert ping(one.ns, INNER[1]) == ping(one.ns, INNER6[1]) == 3
+        with (
+            Numbered(one.ns, other.ns, INNER[1]) as there,
+            Numbered(other.ns, one.ns, INNER6[0]) as back,
+        ):
+            there.wait_for_more(100)
+            back.wait_for_more(100)
+            replace(one, old, new)
+            way(one)
+            there.wait_for_more(300)
+            back.wait_for_more(300)
+        for flow in (there, back):
+            assert (flow.lost, flow.duplicates, flow.refused) == ([], [], 0)
+        assert ping(one.ns, INNER[1]) == ping(one.ns, INNER6[1]) == 3
+        if key == "AttachMode":
+            assert one.device()["open"] == new.split()[-1].replace("auto", "native")
+        elif key == "MTU":
+            assert f"mtu {new.split()[-1]}" in one.ns.run("ip", "link", "show", one.name)
+
+
+@WAYS
+def test_another_port(way: Callable[[Node], None]) -> None:
+    """What the peer sends there before it has the new session is lost, and no more."""
+    with pair() as (one, other):
+        assert ping(one.ns, INNER[1]) == 3
+        with Numbered(other.ns, one.ns, INNER6[0]) as back:
+            back.wait_for_more(100)
+            replace(one, f"ListenPort = {PORT}", f"ListenPort = {PORT + 1}")
+            way(one)
+            back.wait_for_more(300)
+        assert len(back.lost) < 300
+        assert one.show()["listen_port"] == PORT + 1
+        assert other.show()["peers"][0]["endpoint"] == endpoint(OUTER[0], PORT + 1)
+        assert ping(one.ns, INNER[1]) == ping(other.ns, INNER6[0]) == 3
+
+
+@contextlib.contextmanager
+def star() -> Iterator[tuple[Node, list[Node]]]:
+    """A hub that is down, and three sites that are up; site N has 10.66.0.N behind 198.51.N.2."""
+    with contextlib.ExitStack() as undo:
+        a = undo.enter_context(namespace())
+        hub = undo.enter_context(node(a))
+        sites = []
+        for number in (1, 2, 3):
+            b = undo.enter_context(namespace())
+            connect(a, b, f"under{number}")
+            address(a, f"under{number}", f"198.51.{number}.1/24")
+            address(b, f"under{number}", f"198.51.{number}.2/24")
+            site = undo.enter_context(node(b))
+            site.configure(
+                {"ListenPort": PORT, "Address": f"10.66.0.{number}/24"},
+                [hub.peer("10.66.0.0/24", endpoint=endpoint(f"198.51.{number}.1"))],
+            )
+            site.up()
+            sites.append(site)
+        yield hub, sites
+
+
+@WAYS
+def test_peers_come_and_go(way: Callable[[Node], None]) -> None:
+    """The session of the one that stays is not touched, whatever its place in the file."""
+    with star() as (hub, sites):
+        peers = [
+            site.peer(f"10.66.0.{number}", endpoint=endpoint(f"198.51.{number}.2"))
+            for number, site in enumerate(sites, start=1)
+        ]
+        interface = {"ListenPort": PORT, "Address": "10.66.0.100/24"}
+        hub.configure(interface, [peers[1], peers[0]])
+        hub.up()
+        assert ping(hub.ns, "10.66.0.1") == ping(hub.ns, "10.66.0.2") == 3
+        before = {p["public_key"]: p["sessions"] for p in hub.show()["peers"]}
+        with Numbered(hub.ns, sites[0].ns, "10.66.0.1") as there:
+            there.wait_for_more(100)
+            interface["Address"] = "10.66.0.101/24"
+            hub.configure(interface, [peers[0], peers[2]])
+            way(hub)
+            there.wait_for_more(100)
+        assert (there.lost, there.duplicates) == ([], [])
+        after = {p["public_key"]: p["sessions"] for p in hub.show()["peers"]}
+        assert set(after) == {sites[0].public_key, sites[2].public_key}
+        (session,) = after[sites[0].public_key]
+        assert session["local_index"] == before[sites[0].public_key][0]["local_index"]
+        assert ping(hub.ns, "10.66.0.3") == 3
+        assert ping(hub.ns, "10.66.0.2", 1) == 0
+        addresses = hub.ns.run("ip", "-br", "address", "show", hub.name)
+        assert "10.66.0.101/24" in addresses
+        assert "10.66.0.100/24" not in addresses
+        routes = hub.ns.run("ip", "route", "show", "dev", hub.name)
+        assert "10.66.0.3 " in routes
+        assert "10.66.0.2 " not in routes
+
+
+@WAYS
+def test_another_key_is_another_tunnel(way: Callable[[Node], None]) -> None:
+    with pair() as (one, _):
+        assert ping(one.ns, INNER[1]) == 3
+        key = keys.encode_key(keys.generate_private_key())
+        replace(one, one.private_key, key)
+        way(one)
+        assert one.show()["peers"][0]["sessions"] == []
+        assert ping(one.ns, INNER[1], 1) == 0
+        replace(one, key, one.private_key)
+        way(one)
+        assert ping(one.ns, INNER[1]) == 3
+
+
+@WAYS
+def test_a_file_with_an_error_changes_nothing(way: Callable[[Node], None]) -> None:
+    with pair() as (one, other):
+        assert ping(one.ns, INNER[1]) == 3
+        before = one.show()
+        good = one.path.read_text()
+        one.path.write_text(good + "Nonsense = 1\n")
+        if way is restart:
+            done = one.command("restart", one.name)
+        else:
+            one.kill()
+            done = one.command("up", str(one.path))
+        assert done.returncode == 1
+        assert "Nonsense" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert ping(one.ns, INNER[1]) == ping(other.ns, INNER6[0]) == 3
+        if way is restart:
+            assert one.show()["started"] == before["started"]
+        else:
+            one.path.write_text(good)
+            one.up()
+            assert ping(one.ns, INNER[1]) == 3
+
+
+def test_a_start_that_fails_leaves_what_was_there() -> None:
+    with pair() as (one, other):
+        assert ping(one.ns, INNER[1]) == 3
+        one.kill()
+        with one.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("", PORT))
+            done = one.command("up", str(one.path))
+            assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+            assert "in use" in done.stderr
+            assert ping(one.ns, INNER[1]) == ping(other.ns, INNER6[0]) == 3
+        one.up()
+        assert ping(one.ns, INNER[1]) == 3
+
+
+def test_restart_without_a_daemon() -> None:
+    with pair() as (one, _):
+        one.kill()
+        done = one.command("restart", one.name)
+        assert (done.returncode, done.stderr) == (1, f"ebpfvpn: {one.name} is not up\n")

@@ -92,6 +92,25 @@ def test_down_removes_the_rules_of_a_default_route() -> None:
         assert traces(one) == before
 
 
+def test_down_after_a_kill_removes_the_rules_of_a_default_route() -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        one.configure(
+            {"ListenPort": PORT, "Address": f"{INNER[0]}/24, fd66::1/64"},
+            [other.peer("0.0.0.0/0", "::/0", endpoint=endpoint(OUTER[1]))],
+        )
+        before = traces(one)
+        one.up()
+        during = traces(one)
+        one.kill()
+        one.up()
+        assert traces(one)["rules"] == during["rules"]
+        one.kill()
+        one.down()
+        after = traces(one)
+        after["run"] = [path for path in after["run"] if not path.endswith(".log")]
+        assert after == before
+
+
 def test_down_without_up() -> None:
     with one_node() as (one, _):
         done = one.command("down", one.name)
@@ -189,12 +208,6 @@ def test_a_file_with_an_error(line: str, words: tuple[str, ...]) -> None:
         refuse(one, f"{one.path}:{number}", *words)
 
 
-def kill(node: Node) -> None:
-    pid = node.show()["pid"]
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())
-
-
 @pytest.mark.parametrize("mode", ["native", "generic", "tc"])
 def test_down_after_a_kill(mode: str) -> None:
     with one_node(AttachMode=mode) as (one, other):
@@ -202,7 +215,7 @@ def test_down_after_a_kill(mode: str) -> None:
         one.up()
         other.up()
         assert ping(one.ns, INNER[1]) == 3
-        kill(one)
+        one.kill()
         assert one.pins.exists()
         one.down()
         after = traces(one)
@@ -221,7 +234,7 @@ def test_up_after_a_kill(mode: str) -> None:
         for _ in range(2):
             one.up()
             assert ping(one.ns, INNER[1]) == 3
-            kill(one)
+            one.kill()
         one.up()
         assert ping(one.ns, INNER[1]) == 3
         one.down()
@@ -234,7 +247,7 @@ def test_down_from_another_namespace_after_a_kill() -> None:
         one.up()
         other.up()
         assert ping(one.ns, INNER[1]) == 3
-        kill(one)
+        one.kill()
         Node(elsewhere, one.path, one.private_key, one.public_key).down()
         after = traces(one)
         after["run"] = [path for path in after["run"] if not path.endswith(".log")]

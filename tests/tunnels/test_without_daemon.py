@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from netns import Namespace
-from tunnels.nodes import INNER, INNER6, MODES, Node, pair, wait_for
+from tunnels.nodes import INNER, INNER6, MODES, frozen, pair, wait_for
 from tunnels.traffic import Numbered, ping, tcp, udp_socket
-
-
-def state(pid: int) -> str:
-    """As in /proc/PID/stat: T is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-@contextlib.contextmanager
-def frozen(*nodes: Node) -> Iterator[None]:
-    """Every process of the daemons stopped."""
-    pids = [pid for node in nodes for pid in node.processes()]
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: {state(pid) for pid in pids} == {"T"})
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("mode", MODES)

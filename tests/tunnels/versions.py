@@ -46,7 +46,8 @@ def earlier(directory: Path) -> Path | None:
 
 
 def another_layout(directory: Path) -> Path:
-    """This version, but with maps whose entries look different."""
+    """This version, but with maps whose entries look different. It lets the older one live on for
+    8 seconds only."""
     tree = directory / "another"
     for part in _PARTS:
         if (ROOT / part).is_dir():
@@ -58,6 +59,11 @@ def another_layout(directory: Path) -> Path:
     fields = r"class (Peer|Session|Config)\(Structure\):\n    _fields_ = \(\n"
     _change(layout, fields, r'\g<0>        ("moved", c_uint64),\n')
     _change(layout, r"\nLAYOUT = (\d+)\n", "\nLAYOUT = 1\\g<1>\n")
+    # So that a test can see the end of it.
+    daemon = tree / "daemon/ebpfvpn/daemon.py"
+    _change(
+        daemon, r"REJECT_AFTER_TIME, self.datapath.remove_older", "8.0, self.datapath.remove_older"
+    )
     return _built(tree)
 
 

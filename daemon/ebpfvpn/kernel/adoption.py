@@ -12,7 +12,7 @@ from ebpfvpn import tun
 from ebpfvpn.datapath import Left
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import attach, bpffs, generation, layout, leftovers
-from ebpfvpn.kernel.attach import Tunnel
+from ebpfvpn.kernel.attach import AttachMode, Tunnel
 from ebpfvpn.kernel.btf import value_fields
 from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.libbpf import BpfError
@@ -79,12 +79,12 @@ def find(netlink: Netlink, name: str, wanted: Wanted) -> Found:
     return Found(current, older)
 
 
-def put_aside(one: Generation) -> Generation:
-    """Before the generation that follows is made."""
+def put_aside(one: Generation, following: AttachMode) -> Generation:
+    """Before the generation that follows is made, which is to be attached so."""
     open_tc = Program.pinned(one.pins / "open_tc")
     for netns, ifindex in attach.attached_devices(one):
         if netns == one.facts.netns:
-            attach.open_in_tc(Tunnel.of(one), open_tc, ifindex)
+            attach.open_in_tc(Tunnel.of(one), open_tc, ifindex, following)
     return generation.put_aside(one)
 
 

@@ -138,13 +138,19 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
         _leave(netlink, tunnel.marker, ifindex)
 
 
-def open_in_tc(tunnel: Tunnel, open_tc: Program, ifindex: int) -> None:
+def open_in_tc(tunnel: Tunnel, open_tc: Program, ifindex: int, following: AttachMode) -> None:
     """From now on it can do without the dispatcher, in which the generation that follows takes its
-    place. Nothing happens if the device is gone."""
+    place, or which it wants in another mode. Nothing happens if the device is gone."""
+    directory = _directory(ifindex)
     with bpffs.devices_lock(), contextlib.suppress(BpfError):
         Filter(ifindex, hooks.INGRESS, tunnel.handle, hooks.OPEN_PRIORITY).attach(
             open_tc, tunnel.ours
         )
+        wanted = _XDP_MODES["generic" if following == "generic" else "native"]
+        if following != "tc" and dispatcher.attached_mode(directory, ifindex) != wanted:
+            dispatcher.unset_port(directory, tunnel.listen_port, tunnel.ours)
+            if not dispatcher.in_use(directory):
+                dispatcher.remove(directory, ifindex)
 
 
 def attached_devices(generation: Generation) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable, Sequence
 
 from ebpfvpn.datapath import (
+    REPLAY_WINDOW,
     Confirmed,
     Event,
     Left,
@@ -31,6 +32,7 @@ from ebpfvpn.kernel import (
     leftovers,
     objects,
     segmenter,
+    window,
 )
 from ebpfvpn.kernel.adoption import NOTHING, Found, Network
 from ebpfvpn.kernel.attach import AttachMode, Programs, Tunnel
@@ -59,10 +61,12 @@ class KernelDatapath:
     def __init__(
         self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
         peers: int, identity: str = "", attach_mode: AttachMode = "auto",
-        rekey_after_messages: int = REKEY_AFTER_MESSAGES, found: Found = NOTHING,
+        rekey_after_messages: int = REKEY_AFTER_MESSAGES, replay_window: int = REPLAY_WINDOW,
+        found: Found = NOTHING,
     ) -> None:  # fmt: skip
-        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there are; `identity` and
-        `found`: see adoption.py. DatapathError: the machine lacks something."""
+        """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there are; `replay_window`:
+        packets; `identity` and `found`: see adoption.py. DatapathError: the machine lacks
+        something."""
         self._mode: AttachMode = attach_mode
         self._listen_port = listen_port
         self._mtu = mtu
@@ -70,12 +74,12 @@ class KernelDatapath:
         self._closing = contextlib.ExitStack()
         facts = Facts(
             bpffs.netns_inode(), tun_ifindex, _number(found), listen_port, fwmark,
-            shape(mtu, attach_mode), identity,
+            shape(mtu, attach_mode, replay_window), identity,
         )  # fmt: skip
         with contextlib.ExitStack() as undo:
             self._netlink = Netlink()
             undo.callback(self._netlink.close)
-            self._older = [adoption.put_aside(one) for one in found.older]
+            self._older = [adoption.put_aside(one, attach_mode) for one in found.older]
             if found.current:
                 self._generation = generation.set_fwmark(found.current, fwmark)
             else:
@@ -83,16 +87,19 @@ class KernelDatapath:
                 self._generation = generation.begin(name, facts)
                 undo.callback(leftovers.remove_generation, self._netlink, self._generation)
             with contextlib.ExitStack() as closing:
-                self._start(closing, peers, rekey_after_messages)
+                self._start(closing, peers, rekey_after_messages, replay_window)
                 generation.complete(self._generation)
                 self._closing = closing.pop_all()
             self._closing.callback(self._netlink.close)
             undo.pop_all()
 
-    def _start(self, closing: contextlib.ExitStack, peers: int, rekey_after_messages: int) -> None:
+    def _start(
+        self, closing: contextlib.ExitStack, peers: int, rekey_after_messages: int,
+        replay_window: int,
+    ) -> None:  # fmt: skip
         """Loads and attaches, in the place of what is there."""
         facts = self._generation.facts
-        loaded = self._load(closing, peers)
+        loaded = self._load(closing, peers, replay_window)
         self._segmenter = segmenter.find(
             self._netlink, self._generation.label, self._mtu
         ) or segmenter.create(self._netlink, self._generation.label, self._mtu)
@@ -112,11 +119,12 @@ class KernelDatapath:
         devices = attach.attached_devices(self._generation)
         self._ways.adopt(ifindex for netns, ifindex in devices if netns == facts.netns)
 
-    def _load(self, closing: contextlib.ExitStack, peers: int) -> Object:
+    def _load(self, closing: contextlib.ExitStack, peers: int, replay_window: int) -> Object:
         self._mark = bpffs.mark()
         loaded = objects.load_tunnel(
-            self._generation.pins, peers=objects.room(peers), xdp=self._mode != "tc"
-        )
+            self._generation.pins, peers=objects.room(peers), xdp=self._mode != "tc",
+            replay_window=replay_window,
+        )  # fmt: skip
         closing.callback(loaded.close)
         self._loaded = loaded
         self._reasons = field_names(objects.TC_OBJECT, "drops")
@@ -339,10 +347,10 @@ class KernelDatapath:
             netlink.close()
 
 
-def shape(mtu: int, attach_mode: AttachMode) -> str:
+def shape(mtu: int, attach_mode: AttachMode, replay_window: int) -> str:
     """What programs and maps of two starts must have alike to take each other's place."""
     size = "jumbo" if segmenter.is_jumbo(mtu) else "small"
-    return f"{layout.LAYOUT}-{attach_mode}-{size}"
+    return f"{layout.LAYOUT}-{attach_mode}-{size}-{window.ring_bytes(replay_window)}"
 
 
 def _number(found: Found) -> int:
@@ -372,4 +380,7 @@ def _traffic(value: bytes) -> Traffic:
         last_data_received=peer.last_data_received / NANOSECONDS,
         unanswered_since=peer.unanswered_since / NANOSECONDS,
         unacknowledged_since=peer.unacknowledged_since / NANOSECONDS,
+        replayed=peer.replayed,
+        late=peer.late,
+        max_lateness=peer.max_lateness,
     )

@@ -11,10 +11,9 @@ import sys
 from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 from ipaddress import IPv4Address, IPv6Address
 
-LAYOUT = 1
+LAYOUT = 2
 """Maps of another number are not read: their tunnel goes on beside ours (generation.py)."""
 
-WINDOW_WORDS = 512
 ADDRESS_LENGTH = 16
 KEY_LENGTH = 32
 MAC_LENGTH = 6
@@ -69,6 +68,9 @@ class Peer(Structure):
         ("unacknowledged_since", c_uint64),
         ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
         ("reserved", c_uint32),
+        ("replayed", c_uint64),
+        ("late", c_uint64),
+        ("max_lateness", c_uint64),
     )
 
 
@@ -91,8 +93,8 @@ class SessionKeys(Structure):
     _fields_ = (("send", c_uint8 * KEY_LENGTH), ("receive", c_uint8 * KEY_LENGTH))
 
 
-class Window(Structure):
-    _fields_ = (("words", c_uint64 * WINDOW_WORDS),)
+class WindowGeometry(Structure):
+    _fields_ = (("size", c_uint32), ("order", c_uint32))
 
 
 class Endpoint(Structure):
@@ -165,7 +167,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "peer": Peer,
     "session": Session,
     "session_keys": SessionKeys,
-    "window": Window,
+    "window_geometry": WindowGeometry,
     "endpoint": Endpoint,
     "route_key": RouteKey,
     "route": Route,

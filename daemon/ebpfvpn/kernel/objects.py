@@ -9,7 +9,8 @@ from ctypes import byref, c_char_p, c_size_t, c_void_p, sizeof
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ebpfvpn.datapath import DatapathError
+from ebpfvpn.datapath import REPLAY_WINDOW, DatapathError
+from ebpfvpn.kernel import window
 from ebpfvpn.kernel.libbpf import VerifierError, call, call_pointer, library
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.program import Program
@@ -52,10 +53,11 @@ def load(
     pin_root: Path | None = None,
     programs: Collection[str] | None = None,
     sizes: Mapping[str, int] | None = None,
+    replay_window: int | None = None,
 ) -> Object:
     """Loads an object file: all its programs, or those named. Maps that are pinned by name are
     shared with what is pinned in `pin_root` already, and else pinned there. `sizes`: entries, by
-    map, where not the object's own. VerifierError, BpfError."""
+    map, where not the object's own; `replay_window` likewise: packets. VerifierError, BpfError."""
     options = _OpenOptions(
         sz=sizeof(_OpenOptions), pin_root_path=os.fsencode(pin_root) if pin_root else None
     )
@@ -72,6 +74,8 @@ def load(
             size = (sizes or {}).get(_name(map_, "bpf_map__name"))
             if size is not None:
                 call("sizing maps", "bpf_map__set_max_entries", map_, ctypes.c_uint32(size))
+        if replay_window is not None:
+            _set_window(handle, replay_window)
         call(f"loading {path.name}", "bpf_object__load", handle, error=VerifierError)
         # Our own descriptors outlive libbpf's object, whose memory is not needed any more.
         loaded = Object()
@@ -88,6 +92,18 @@ def load(
         library().bpf_object__close(handle)
 
 
+def _set_window(handle: c_void_p, packets: int) -> None:
+    what = f"making replay windows of {packets} packets"
+    geometry = bytes(window.geometry(packets))
+    for map_ in _each(handle, "bpf_object__next_map"):
+        name = _name(map_, "bpf_map__name")
+        if name == window.MAP:
+            size = ctypes.c_uint32(window.ring_bytes(packets))
+            call(what, "bpf_map__set_value_size", map_, size)
+        elif name == window.CONSTANTS:
+            call(what, "bpf_map__set_initial_value", map_, geometry, c_size_t(len(geometry)))
+
+
 def _each(handle: c_void_p, function: str) -> Iterator[c_void_p]:
     item = getattr(library(), function)(handle, None)
     while item:
@@ -100,17 +116,20 @@ def _name(item: c_void_p, function: str) -> str:
     return name.decode()
 
 
-def load_tunnel(directory: Path, *, peers: int, xdp: bool) -> Object:
+def load_tunnel(
+    directory: Path, *, peers: int, xdp: bool, replay_window: int = REPLAY_WINDOW
+) -> Object:
     """Loads tc.bpf.o and, if told, xdp.bpf.o, which share their maps, and pins everything in
     `directory`: maps that are pinned there are used as they are, programs are replaced. New maps
-    have room for so many peers: a hash table takes memory for what it may hold. DatapathError."""
+    have room for so many peers: a hash table takes memory for what it may hold;
+    `replay_window`: packets. DatapathError."""
     loaded = Object()
     sizes = {name: _size(directory / name, entries * peers) for name, entries in _PER_PEER.items()}
     try:
         for path in (TC_OBJECT, XDP_OBJECT) if xdp else (TC_OBJECT,):
             if not path.exists():
                 raise DatapathError(f"{path} is missing: run make bpf")
-            part = load(path, pin_root=directory, sizes=sizes)
+            part = load(path, pin_root=directory, sizes=sizes, replay_window=replay_window)
             loaded.programs |= part.programs
             # Only what is pinned is shared; constants are not needed.
             for name, map_ in part.maps.items():

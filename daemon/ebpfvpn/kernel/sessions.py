@@ -18,7 +18,6 @@ from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 
 NANOSECONDS = 1_000_000_000
-_EMPTY_WINDOW = bytes(layout.Window())
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 _MEMBARRIER_CMD_GLOBAL = 1
 _LONGER_THAN_A_PACKET = 0.1  # seconds
@@ -63,7 +62,8 @@ class Sessions:
             initiator=session.initiator,
         )
         # The session last: without it nothing looks at the others.
-        self._maps["windows"].update(key, _EMPTY_WINDOW)
+        windows = self._maps["windows"]
+        windows.update(key, bytes(windows.value_size))
         self._maps["keys"].update(key, keypair.send_key + keypair.receive_key)
         self._maps["sessions"].update(key, bytes(entry))
         self._peers[session.local_index] = peer
