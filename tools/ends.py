@@ -16,7 +16,7 @@ from typing import Any
 
 import ebpfvpn_pair
 import mmsg
-from lab import EBPFVPN, ROOT, LabError, Node, run, wait_for
+from lab import EBPFVPN, ROOT, Node, wait_for
 from soak_lab import PORT, RelayLab
 
 sys.path.append(str(ROOT / "tests"))
@@ -199,11 +199,3 @@ def _configuration(
         f"Endpoint = {here.relay_addresses[side]}:{PORT}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def require(command: str) -> None:
-    """LabError unless `ebpfvpn` has it."""
-    try:
-        run([str(EBPFVPN), command, "--help"])
-    except LabError as error:
-        raise LabError(f"this ebpfvpn has no command {command!r}") from error

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES
-from ends import Ours, require
+from ends import Ours
 from patterns import HANDSHAKE, INITIATION, Copies, Delay, Jump, Lose, Playback
 from soak_lab import RelayLab
 from soak_run import Options, Result, Run
@@ -136,7 +136,6 @@ def half_handshakes(here: RelayLab, options: Options) -> Result:
 def restart(here: RelayLab, options: Options) -> Result:
     """`ebpfvpn restart`, and kill -9 with `ebpfvpn up` a second later, by turns and at every end of
     ours: nothing lost, and rekeys go on."""
-    require("restart")
     keys = {"RekeyAfterTime": 2 * REKEY_SECONDS}
     run = Run(here, "restart", options, keys, keys)
     run.tunnel.up()

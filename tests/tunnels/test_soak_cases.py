@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 import lab
-from ends import require
-from lab import ROOT, LabError
+from lab import ROOT
 from patterns import DATA, Lose
 from soak_lab import RelayLab
 from soak_run import Options, Result, Run
@@ -50,11 +49,6 @@ def test_rekeys(peer: str) -> None:
     assert result["sessions"] == ({"a": 2, "b": 1} if peer == "ebpfvpn" else {"a": 3, "b": 0})
 
 
-def has_key(name: str) -> bool:
-    return f'"{name}"' in (ROOT / "daemon/ebpfvpn/config.py").read_text()
-
-
-@pytest.mark.skipif(not has_key("ReplayWindow"), reason="ReplayWindow cannot be set")
 def test_jumps() -> None:
     results = soak("jump", "--rate", "6000")
     assert len(results) == 6
@@ -90,15 +84,6 @@ def test_counters(peer: str) -> None:
     assert limit["flows"]["a"]["lost"] == limit["drops"]["a"]["expired_send"] > 2000
 
 
-def has_restart() -> bool:
-    try:
-        require("restart")
-    except LabError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not has_restart(), reason="there is no `ebpfvpn restart`")
 def test_restarts() -> None:
     (result,) = soak("restart", "--rate", "2000", "--seconds", "16")
     assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
