@@ -21,6 +21,7 @@ struct drops {
 	__u64 no_session; /* the session went away between steer and seal */
 	__u64 expired_send; /* past REJECT_AFTER_TIME or REJECT_AFTER_MESSAGES */
 	__u64 no_endpoint; /* no address to send to */
+	__u64 no_route; /* no way to that address, nor a device by which the peer was heard */
 	__u64 malformed_frame; /* on the segmenter, but not one of ours */
 	/* any */
 	__u64 helper_failed; /* the kernel refused to grow, shrink or redirect a packet */

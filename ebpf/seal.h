@@ -160,6 +160,9 @@ static __always_inline int seal_packet(packet_t *packet)
 #ifdef HOOK_XDP
 	if (!route || ~route->flags & (ROUTE_NEIGHBOUR | ROUTE_XDP))
 		return seal_in_tc();
+#else
+	if (!route && !o.ifindex)
+		return drop(no_route);
 #endif
 	o.too_long = route && headers_length(&o) + o.padded + TAG_LENGTH > route->mtu;
 #ifdef HOOK_XDP

@@ -221,6 +221,8 @@ DROPPED = [
     drops("no counter left below a limit of the daemon's", FRAME, "expired_send",
           then(OVER_IPV4, change(send_counter=10, send_limit=10))),
     drops("no endpoint", FRAME, "no_endpoint", then(OVER_IPV4, lose("endpoints", PEER))),
+    Row("neither a route nor a device", FRAME, Verdict.DROP, None, "no_route",
+        lambda tunnel: tunnel.set_endpoint(4, ifindex=0), ("seal_tc",)),
     drops("an endpoint without a port", FRAME, "no_endpoint",
           then(OVER_IPV4, lambda tunnel: tunnel.set_endpoint(4, port=0))),
 ]  # fmt: skip
