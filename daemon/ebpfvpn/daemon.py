@@ -32,7 +32,6 @@ from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.inner import Inner
 from ebpfvpn.kernel import leftovers
-from ebpfvpn.peer import Keypairs
 from ebpfvpn.ratelimiter import Limiter
 from ebpfvpn.resolver import Resolver
 from ebpfvpn.setup import Interface
@@ -192,8 +191,7 @@ class Daemon:
             self.datapath.set_timestamp(number, left.timestamp)
             if left.endpoint is not None:
                 self.datapath.set_endpoint(number, left.endpoint)
-        keypairs = Keypairs(left.previous, left.current, left.next)
-        self.device.adopt(number, keypairs, left.endpoint, left.timestamp, now())
+        self.device.adopt(number, left, now())
 
     def _renew(self, peers: list[int]) -> None:
         """New sessions for those whose packets go through an older version's programs."""

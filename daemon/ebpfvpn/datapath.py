@@ -71,9 +71,10 @@ class Left:
     public_key: bytes
     number: int | None
     """None: it is still to be added."""
-    previous: Session | None = None
     current: Session | None = None
     next: Session | None = None
+    others: Sequence[Session] = ()
+    """They still open what comes under them."""
     endpoint: Endpoint | None = None
     timestamp: bytes = tai64n.NEVER
     """See `Datapath.set_timestamp`."""

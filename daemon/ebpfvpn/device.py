@@ -24,7 +24,7 @@ from ebpfvpn.actions import (
     TimestampReceived,
 )
 from ebpfvpn.cookie import CookieChecker
-from ebpfvpn.datapath import Traffic
+from ebpfvpn.datapath import Left, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.peer import Keypairs, Peer, PeerStatus
@@ -108,20 +108,19 @@ class Device:
             peer.timers.endpoint_known()
         self._settle(peer)
 
-    def adopt(
-        self, number: int, keypairs: Keypairs, endpoint: Endpoint | None, timestamp: bytes,
-        now: float,
-    ) -> None:  # fmt: skip
-        """What an earlier daemon left of a peer that was just added: live sessions that the
-        datapath still has, where the peer was last heard, and the greatest TimestampReceived."""
+    def adopt(self, number: int, left: Left, now: float) -> None:
+        """What an earlier daemon left of a peer that was just added."""
         peer = self._peers[number]
+        others = sorted(left.others, key=lambda session: -session.created)
+        keypairs = Keypairs(None, left.current, left.next, others)
         peer.keypairs = keypairs
         for session in keypairs:
             self._by_index[session.local_index] = peer
-        peer.timestamp_received = timestamp
-        confirmed = [s for s in (keypairs.previous, keypairs.current) if s]
+        peer.timestamp_received = left.timestamp
+        confirmed = [s for s in (left.current, *others) if s]
         peer.latest_handshake = max((s.created for s in confirmed), default=None)
         peer.timers.keypairs_changed(keypairs.first_expiry())
+        endpoint = left.endpoint
         if endpoint is not None:
             self.set_endpoint(number, endpoint)
         if keypairs.usable(now):

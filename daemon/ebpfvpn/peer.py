@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from ebpfvpn import tai64n
 from ebpfvpn.cookie import CookieJar
@@ -17,15 +17,22 @@ from ebpfvpn.wire import REJECT_AFTER_TIME
 NO_TRAFFIC = Traffic(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
+_MOST_FADING = 3
+
+
 @dataclass(slots=True)
 class Keypairs:
-    """The three sessions a peer may have at once (Linux noise.c, add_new_keypair).
+    """The three sessions a peer may have at once (Linux noise.c, add_new_keypair), and those that
+    fade.
 
         we initiated:  previous <- next, or else current;  current <- new
         we responded:  previous <- nothing;                next <- new
         confirmed:     previous <- current;                current <- next
 
-    Every method returns those that fell out.
+    What falls out of the three otherwise than by age fades: when handshakes of both ends cross, the
+    peer may be sealing with it still, and its packets would be lost, as they are in Linux.
+
+    Every method returns those that are over.
     """
 
     previous: Session | None = None
@@ -34,37 +41,47 @@ class Keypairs:
     """Seals."""
     next: Session | None = None
     """Seals once the initiator has shown, by a first packet, that it has the keys too."""
+    fading: list[Session] = field(default_factory=list)
+    """As previous; the latest first."""
 
     def __iter__(self) -> Iterator[Session]:
-        return (pair for pair in (self.previous, self.current, self.next) if pair)
+        return (pair for pair in (self.previous, self.current, self.next, *self.fading) if pair)
 
     def initiated(self, new: Session) -> list[Session]:
-        before = list(self)
-        self.previous, self.current, self.next = self.next or self.current, new, None
-        return self._fell_out(before)
+        if self.next:
+            over = self._fade(self.current, self.previous)
+            self.previous = self.next
+        else:
+            over = self._fade(self.previous)
+            self.previous = self.current
+        self.current, self.next = new, None
+        return over
 
     def responded(self, new: Session) -> list[Session]:
-        before = list(self)
+        # Nobody seals with a session whose initiator has begun another.
+        over = [self.next] if self.next else []
+        over += self._fade(self.previous)
         self.previous, self.next = None, new
-        return self._fell_out(before)
+        return over
 
     def confirmed(self) -> list[Session]:
-        before = list(self)
+        over = self._fade(self.previous)
         self.previous, self.current, self.next = self.current, self.next, None
-        return self._fell_out(before)
+        return over
 
     def expire(self, now: float) -> list[Session]:
-        before = list(self)
+        over = [pair for pair in self if now >= expiry(pair)]
         self.previous, self.current, self.next = (
-            pair if pair and now < expiry(pair) else None
-            for pair in (self.previous, self.current, self.next)
+            None if pair in over else pair for pair in (self.previous, self.current, self.next)
         )
-        return self._fell_out(before)
+        self.fading = [pair for pair in self.fading if pair not in over]
+        return over
 
     def clear(self) -> list[Session]:
-        before = list(self)
+        over = list(self)
         self.previous = self.current = self.next = None
-        return before
+        self.fading = []
+        return over
 
     def usable(self, now: float) -> bool:
         """Whether there is a keypair to seal with."""
@@ -73,9 +90,10 @@ class Keypairs:
     def first_expiry(self) -> float | None:
         return min((expiry(pair) for pair in self), default=None)
 
-    def _fell_out(self, before: list[Session]) -> list[Session]:
-        kept = {pair.local_index for pair in self}
-        return [pair for pair in before if pair.local_index not in kept]
+    def _fade(self, *fallen: Session | None) -> list[Session]:
+        fading = [pair for pair in (*fallen, *self.fading) if pair]
+        self.fading = fading[:_MOST_FADING]
+        return fading[_MOST_FADING:]
 
 
 def expiry(session: Session) -> float:
@@ -95,6 +113,7 @@ class PeerStatus:
     previous: Session | None
     current: Session | None
     next: Session | None
+    fading: Sequence[Session]
 
 
 class Peer:
@@ -142,4 +161,5 @@ class Peer:
             pairs.previous,
             pairs.current,
             pairs.next,
+            tuple(pairs.fading),
         )

@@ -30,7 +30,8 @@ class DatapathStatus(TypedDict):
 class SessionStatus(TypedDict):
     local_index: int
     role: Literal["initiator", "responder"]
-    state: Literal["previous", "current", "next"]
+    state: str
+    """previous, current, next or fading."""
     age: float
     """Seconds."""
     send_counter: int

@@ -46,8 +46,8 @@ def _peer(
     state = daemon.device.status(number)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     found: list[SessionStatus] = []
-    for name in ("previous", "current", "next"):
-        session = getattr(state, name)
+    kept = [("previous", state.previous), ("current", state.current), ("next", state.next)]
+    for name, session in [*kept, *(("fading", session) for session in state.fading)]:
         if session is not None:
             seen = sessions.get(session.local_index)
             found.append(

@@ -10,12 +10,12 @@ from heapq import heappop, heappush
 from ipaddress import IPv4Address
 
 from ebpfvpn import actions, tai64n, wire
-from ebpfvpn.datapath import Traffic
+from ebpfvpn.datapath import Left, Traffic
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.noise import PrivateKey
-from ebpfvpn.peer import NO_TRAFFIC, Keypairs
+from ebpfvpn.peer import NO_TRAFFIC
 
 POLL = 0.5
 START = 1000.0
@@ -70,20 +70,18 @@ class Node:
 
     def restart(self) -> None:
         """A new daemon finds the datapath as it is; what waited for a handshake is lost."""
-        known = {number: self.device.status(number) for number in self.peers}
         self.device = self._new_device()
         for number, data in self.peers.items():
             self.queues[number].clear()
             live = {i: s.keypair.session for i, s in self.sessions.items() if s.peer == number}
             current, following = live.pop(data.current, None), live.pop(data.next, None)
-            previous = known[number].previous
-            assert set(live.values()) <= {previous}
             public_key, options = self.added[number]
             self.device.add_peer(number, public_key, **options)  # type: ignore[arg-type]
-            self.device.adopt(
-                number, Keypairs(previous, current, following), data.endpoint, data.timestamp,
-                self.network.now,
+            left = Left(
+                public_key, number, current, following, [*live.values()], data.endpoint,
+                data.timestamp,
             )  # fmt: skip
+            self.device.adopt(number, left, self.network.now)
         self.act()
 
     def add(

@@ -21,38 +21,51 @@ def show(keypairs: Keypairs) -> tuple[int, int, int]:
 
 NEW = 9
 
-# (previous, current, next) before, what happens, after, what fell out; 0: none.
+# (previous, current, next) before, what happens, after, what fades, what is over; 0: none.
 TRANSITIONS = [
-    ((0, 0, 0), "initiated", (0, NEW, 0), set()),
-    ((0, 2, 0), "initiated", (2, NEW, 0), set()),
-    ((1, 2, 0), "initiated", (2, NEW, 0), {1}),
-    ((0, 2, 3), "initiated", (3, NEW, 0), {2}),
-    ((1, 2, 3), "initiated", (3, NEW, 0), {1, 2}),
-    ((0, 0, 0), "responded", (0, 0, NEW), set()),
-    ((1, 2, 0), "responded", (0, 2, NEW), {1}),
-    ((1, 2, 3), "responded", (0, 2, NEW), {1, 3}),
-    ((0, 0, 3), "confirmed", (0, 3, 0), set()),
-    ((1, 2, 3), "confirmed", (2, 3, 0), {1}),
-    ((1, 2, 3), "clear", (0, 0, 0), {1, 2, 3}),
+    ((0, 0, 0), "initiated", (0, NEW, 0), [], set()),
+    ((0, 2, 0), "initiated", (2, NEW, 0), [], set()),
+    ((1, 2, 0), "initiated", (2, NEW, 0), [1], set()),
+    ((0, 2, 3), "initiated", (3, NEW, 0), [2], set()),
+    ((1, 2, 3), "initiated", (3, NEW, 0), [2, 1], set()),
+    ((0, 0, 0), "responded", (0, 0, NEW), [], set()),
+    ((1, 2, 0), "responded", (0, 2, NEW), [1], set()),
+    ((1, 2, 3), "responded", (0, 2, NEW), [1], {3}),
+    ((0, 0, 3), "confirmed", (0, 3, 0), [], set()),
+    ((1, 2, 3), "confirmed", (2, 3, 0), [1], set()),
+    ((1, 2, 3), "clear", (0, 0, 0), [], {1, 2, 3}),
 ]
 
 
-@pytest.mark.parametrize(("before", "event", "after", "out"), TRANSITIONS)
+@pytest.mark.parametrize(("before", "event", "after", "fading", "over"), TRANSITIONS)
 def test_transitions(
-    before: tuple[int, int, int], event: str, after: tuple[int, int, int], out: set[int]
-) -> None:
-    keypairs = Keypairs(*(session(number) if number else None for number in before))
+    before: tuple[int, int, int], event: str, after: tuple[int, int, int], fading: list[int],
+    over: set[int],
+) -> None:  # fmt: skip
+    previous, current, following = (session(number) if number else None for number in before)
+    keypairs = Keypairs(previous, current, following)
     arguments = [session(NEW)] if event in {"initiated", "responded"} else []
-    fell_out = getattr(keypairs, event)(*arguments)
+    told = getattr(keypairs, event)(*arguments)
     assert show(keypairs) == after
-    assert {pair.local_index for pair in fell_out} == out
+    assert [pair.local_index for pair in keypairs.fading] == fading
+    assert {pair.local_index for pair in told} == over
+
+
+def test_only_the_latest_fade() -> None:
+    keypairs = Keypairs(session(1), session(2))
+    over = [keypairs.initiated(session(number)) for number in (3, 4, 5, 6)]
+    assert over == [[], [], [], [session(1)]]
+    assert keypairs.fading == [session(4), session(3), session(2)]
 
 
 def test_keypairs_expire_one_by_one() -> None:
-    keypairs = Keypairs(session(1, 10.0), session(2, 130.0), session(3, 250.0))
+    fading = [session(4, 20.0)]
+    keypairs = Keypairs(session(1, 10.0), session(2, 130.0), session(3, 250.0), fading)
     assert keypairs.first_expiry() == 10.0 + wire.REJECT_AFTER_TIME
     assert keypairs.expire(189.9) == []
     assert [pair.local_index for pair in keypairs.expire(190.0)] == [1]
+    assert [pair.local_index for pair in keypairs.expire(200.0)] == [4]
+    assert keypairs.fading == []
     assert keypairs.usable(309.9)
     assert not keypairs.usable(310.0)
     assert [pair.local_index for pair in keypairs.expire(500.0)] == [2, 3]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebpfvpn import actions, wire
+from ebpfvpn import actions, peer, wire
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.peer import NO_TRAFFIC
 from ebpfvpn.timers import Timer, Timers
@@ -394,3 +394,30 @@ def test_roaming_by_data_is_followed_by_handshakes() -> None:
     bob.send(b"to elsewhere")
     network.run(1)
     assert alice.received[-1] == b"to elsewhere"
+
+
+@pytest.mark.parametrize("fading", [peer._MOST_FADING, 0])
+def test_handshakes_of_both_ends_that_cross_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch, fading: int
+) -> None:
+    """What one end still seals with, the other still opens."""
+    monkeypatch.setattr(peer, "_MOST_FADING", fading)
+    network = Network()
+    alice = Node(network, 1, rekey_after_messages=20)
+    bob = Node(network, 2, rekey_after_messages=20)
+    alice.add(bob)
+    bob.add(alice)
+    alice.send(b"one")
+    network.run(10)
+    network.delay = lambda: 0.25
+    sent = 0
+    for _ in range(600):
+        for node in (alice, bob):
+            node.send(b"data")
+        sent += 1
+        network.run(0.1)
+    network.run(1)
+    assert alice.initiations() >= 10
+    assert bob.initiations() >= 10
+    lost = 2 * sent + 1 - len(alice.received) - len(bob.received)
+    assert (lost == 0) == (fading > 0)

@@ -218,13 +218,9 @@ class KernelDatapath:
             peer_number = layout.from_number(key)
             live = sessions.get(peer_number, {})
             current, following = live.pop(peer.current, None), live.pop(peer.next, None)
-            others = sorted(live.values(), key=lambda session: session.created)
-            previous = others.pop() if others else None
-            for session in others:  # the daemon died before it could retire them
-                self.retire(session.local_index)
             found.append(
                 Left(
-                    bytes(peer.public_key), peer_number, previous, current, following,
+                    bytes(peer.public_key), peer_number, current, following, [*live.values()],
                     self.endpoint(peer_number), bytes(peer.timestamp),
                 )
             )  # fmt: skip

@@ -41,9 +41,10 @@ class Object:
             descriptor.close()
 
 
-_PER_PEER = {"peers": 1, "endpoints": 1, "routes": 2, "sessions": 4, "keys": 8, "windows": 8}
+_PER_PEER = {"peers": 1, "endpoints": 1, "routes": 2, "sessions": 7, "keys": 14, "windows": 14}
 """Entries that a peer may need: its old route until the new one is there; previous, current, next
-session and one that comes before another goes; besides, the keys that wait to be wiped."""
+session, three that fade, and one that comes before another goes; besides, the keys that wait to be
+wiped."""
 _LEAST_ROOM = 64
 
 
