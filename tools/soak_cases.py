@@ -57,6 +57,26 @@ def rekey(here: RelayLab, options: Options) -> Result:
     return result
 
 
+def together(here: RelayLab, options: Options) -> Result:
+    """New keys, begun by both ends at once, again and again: 0 lost, 0 delivered twice. Both send
+    as much, and rekey after as many messages."""
+    keys = {"RekeyAfterMessages": max(1000, int(options.rate * REKEY_SECONDS * 0.9))}
+    run = Run(here, "together", options, keys, keys)
+    run.tunnel.up()
+    run.both(Delay(WAY))
+    run.start()
+    half = options.rekeys // 2
+    for side in SIDES:
+        run.wait_for_sessions(side, half)
+    # The last sessions are used in both directions.
+    time.sleep(1)
+    result = run.finish()
+    result.notes.append(f"{sum(result.sessions.values()) - 1} rekeys")
+    result.expect_nothing_lost()
+    result.expect_nothing_twice()
+    return result
+
+
 def jump(here: RelayLab, options: Options, ahead: int, window: int | None = None) -> Result:
     """One packet is let ahead of the `ahead` before it, again and again. Nothing is lost with the
     default window; a window of SMALL_WINDOW, for comparison, loses nearly all of those."""
@@ -244,6 +264,7 @@ Case = Callable[[RelayLab, Options], Result]
 
 CASES: dict[str, list[Case]] = {
     "rekey": [rekey],
+    "together": [together],
     "jump": [
         partial(jump, ahead=ahead, window=window)
         for ahead in JUMPS
@@ -257,6 +278,7 @@ CASES: dict[str, list[Case]] = {
 
 PROMISES = {
     "rekey": "new keys, half of them initiated by either end: 0 lost, 0 delivered twice",
+    "together": "new keys, begun by both ends at once: 0 lost, 0 delivered twice",
     "jump": f"one packet overtakes {', '.join(map(str, JUMPS))} others: 0 lost; beside it what a "
     f"window of {SMALL_WINDOW} loses",
     "thrice": "each packet three times, and recordings played back: 0 lost, 0 delivered twice",

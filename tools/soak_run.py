@@ -77,6 +77,11 @@ class Result:
             self.expect(reused == 0, f"{side} used {reused} counters twice")
 
 
+def _sessions(relay: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """By who initiated them, who is also the first to seal under them."""
+    return {side: relay[side]["sessions"][side] for side in SIDES}
+
+
 class Run:
     """A tunnel and traffic in it, in a lab of its own. Every step is bounded in time."""
 
@@ -123,7 +128,7 @@ class Run:
         result.relay = self.relay.report()
         for side in SIDES:
             result.relay[side] = patterns[side] | result.relay[side]
-        result.sessions = result.relay["a"]["sessions"]
+        result.sessions = _sessions(result.relay)
         for side, end in self.tunnel.ours.items():
             before, now = self._drops[side], end.drops()
             changed = {reason: count - before.get(reason, 0) for reason, count in now.items()}
@@ -153,8 +158,7 @@ class Run:
 
     def sessions(self) -> dict[str, int]:
         """As Result.sessions, so far."""
-        found: dict[str, int] = self.relay.report()["a"]["sessions"]
-        return found
+        return _sessions(self.relay.report())
 
     def wait_for_sessions(self, side: str, count: int, patience: float = 30) -> None:
         """Until `side` has initiated `count`. LabError when `patience` seconds add none."""
