@@ -23,29 +23,14 @@ from ebpfvpn.actions import (
     SessionReady,
     TimestampReceived,
 )
-from ebpfvpn.cookie import CookieChecker
+from ebpfvpn.admission import Admission
 from ebpfvpn.datapath import Left, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
-from ebpfvpn.peer import Keypairs, Peer, PeerStatus
-from ebpfvpn.ratelimiter import LoadMeter, SourceLimiter
+from ebpfvpn.peer import Peer, PeerStatus
 from ebpfvpn.schedule import Schedule
 from ebpfvpn.timers import Timer
 from ebpfvpn.wire import ProtocolError
-
-__all__ = [
-    "Action",
-    "Device",
-    "EndpointMoved",
-    "GaveUp",
-    "Install",
-    "Keepalive",
-    "PeerStatus",
-    "Retire",
-    "Send",
-    "SessionReady",
-    "TimestampReceived",
-]
 
 
 class Device:
@@ -66,9 +51,7 @@ class Device:
         self._random = random
         self._rekey_after_time = rekey_after_time
         self._rekey_after_messages = rekey_after_messages
-        self._checker = CookieChecker(self.public_key, random)
-        self._load = LoadMeter()
-        self._sources = SourceLimiter()
+        self._admission = Admission(self.public_key, random)
         self._peers: dict[int, Peer] = {}
         self._by_public_key: dict[bytes, Peer] = {}
         self._by_index: dict[int, Peer] = {}
@@ -111,19 +94,12 @@ class Device:
     def adopt(self, number: int, left: Left, now: float) -> None:
         """What an earlier daemon left of a peer that was just added."""
         peer = self._peers[number]
-        others = sorted(left.others, key=lambda session: -session.created)
-        keypairs = Keypairs(None, left.current, left.next, others)
-        peer.keypairs = keypairs
-        for session in keypairs:
+        peer.adopt(left)
+        for session in peer.keypairs:
             self._by_index[session.local_index] = peer
-        peer.timestamp_received = left.timestamp
-        confirmed = [s for s in (left.current, *others) if s]
-        peer.latest_handshake = max((s.created for s in confirmed), default=None)
-        peer.timers.keypairs_changed(keypairs.first_expiry())
-        endpoint = left.endpoint
-        if endpoint is not None:
-            self.set_endpoint(number, endpoint)
-        if keypairs.usable(now):
+        if left.endpoint is not None:
+            self.set_endpoint(number, left.endpoint)
+        if peer.keypairs.usable(now):
             self._session_ready(peer, confirm=False)
         self._settle(peer)
 
@@ -240,10 +216,6 @@ class Device:
 
     # What comes from the UDP socket.
 
-    def under_load(self, now: float) -> bool:
-        """Whether handshake messages must prove their source address first."""
-        return self._load.under_load(now)
-
     def receive(self, data: bytes, source: Endpoint, now: float) -> None:
         """A message of type 1 to 3. A bad one is counted in `refused` and has no other effect."""
         try:
@@ -253,26 +225,16 @@ class Device:
             if isinstance(message, wire.CookieReply):
                 self._receive_cookie_reply(message, now)
                 return
-            self._check_macs(data, message.sender_index, source, now)
+            reply = self._admission.admit(data, message.sender_index, source, now)
+            if reply is not None:
+                self._actions.append(Send(None, reply.encode(), source))
+                raise ProtocolError("no valid cookie under load")
             if isinstance(message, wire.Initiation):
                 self._receive_initiation(message, source, now)
             else:
                 self._receive_response(message, source, now)
         except ProtocolError as error:
             self.refused[str(error)] += 1
-
-    def _check_macs(self, data: bytes, sender_index: int, source: Endpoint, now: float) -> None:
-        if not self._checker.mac1_is_valid(data):
-            raise ProtocolError("mac1 is wrong")
-        self._load.count(now)
-        if not self.under_load(now):
-            return
-        if not self._checker.mac2_is_valid(data, source, now):
-            reply = self._checker.reply(data, sender_index, source, now)
-            self._actions.append(Send(None, reply.encode(), source))
-            raise ProtocolError("no valid cookie under load")
-        if not self._sources.allow(source.address, now):
-            raise ProtocolError("too many from one address under load")
 
     def _receive_cookie_reply(self, reply: wire.CookieReply, now: float) -> None:
         peer = self._by_index.get(reply.receiver_index)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ebpfvpn import tai64n
 from ebpfvpn.cookie import CookieJar
-from ebpfvpn.datapath import Traffic
+from ebpfvpn.datapath import Left, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Session
 from ebpfvpn.noise import PendingInitiation, Remote
@@ -151,6 +151,15 @@ class Peer:
         self.timestamp_received = tai64n.NEVER
         """The greatest: an initiation with no greater one is a replay."""
         self.last_initiation_received = float("-inf")
+
+    def adopt(self, left: Left) -> None:
+        """See Device.adopt."""
+        others = sorted(left.others, key=lambda session: -session.created)
+        self.keypairs = Keypairs(None, left.current, left.next, others)
+        self.timestamp_received = left.timestamp
+        confirmed = [session for session in (left.current, *others) if session]
+        self.latest_handshake = max((session.created for session in confirmed), default=None)
+        self.timers.keypairs_changed(self.keypairs.first_expiry())
 
     def status(self) -> PeerStatus:
         pairs = self.keypairs

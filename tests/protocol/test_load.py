@@ -23,7 +23,7 @@ def flood(node: Node, seconds: int = 1) -> None:
 def test_under_load_an_initiation_is_answered_by_a_cookie_and_the_next_is_taken() -> None:
     network, alice, bob = pair()
     flood(bob)
-    assert bob.device.under_load(network.now)
+    assert bob.device._admission.under_load(network.now)
     alice.send(b"one")
     network.run(0.1)
     assert bob.device.refused["no valid cookie under load"] > 0
@@ -40,7 +40,7 @@ def test_without_load_there_is_no_cookie() -> None:
     network, alice, bob = pair()
     flood(bob)
     network.run(3)
-    assert not bob.device.under_load(network.now)
+    assert not bob.device._admission.under_load(network.now)
     alice.send(b"one")
     network.run(1)
     assert bob.received == [b"one"]
