@@ -54,15 +54,22 @@ class AllowedIpRoutes:
             if self._is_default(network):
                 self._add_rules(family_of(network), fwmark)
 
-    def remove(self, networks: Iterable[Network], fwmark: int) -> None:
-        """Those that an earlier daemon made, and which are not wanted any more. All routes go with
-        the device, but rules do not."""
+    def remove(
+        self, before: Iterable[Network], fwmark_before: int, networks: Iterable[Network],
+        fwmark: int,
+    ) -> None:  # fmt: skip
+        """What an earlier daemon added for `before`, except what `add` added now. All routes go
+        with the device, but rules do not."""
         if self._table == "off":
             return
-        for network in networks:
-            self._netlink.delete_route(network, self._ifindex, self._table_of(network, fwmark))
+        wanted = {(network, self._table_of(network, fwmark)) for network in networks}
+        for network in before:
+            table = self._table_of(network, fwmark_before)
+            if (network, table) in wanted:
+                continue
             if self._is_default(network):
-                self.remove_rules(self._netlink, fwmark, (family_of(network),))
+                self.remove_rules(self._netlink, fwmark_before, (family_of(network),))
+            self._netlink.delete_route(network, self._ifindex, table)
 
     def _is_default(self, network: Network) -> bool:
         return self._table == "auto" and network.prefixlen == 0

@@ -22,7 +22,6 @@ from ebpfvpn.errors import OperatorError
 from ebpfvpn.handover import Next
 
 TUN_DEVICE = Path("/dev/net/tun")
-PINS = Path("/sys/fs/bpf/ebpfvpn")
 OLDEST_KERNEL = (6, 1)
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
 
@@ -197,15 +196,22 @@ def _daemon(configuration: config.Config, option: str) -> background.Run:
 
 
 def _left_over(name: str) -> bool:
-    return (PINS / name).exists() or control.socket_path(name).exists()
+    # Here, because `genkey` and the like do not need it.
+    from ebpfvpn.kernel import generation
+
+    return bool(generation.directories(name)) or control.socket_path(name).exists()
 
 
 def _clean(name: str) -> None:
     """Takes away what a daemon left that could not do it, but nothing of one that runs."""
     if _left_over(name) and not control.is_up(name):
         from ebpfvpn import daemon
+        from ebpfvpn.datapath import DatapathError
 
-        daemon.clean(name)
+        try:
+            daemon.clean(name)
+        except DatapathError as error:
+            raise OperatorError(str(error)) from error
         control.socket_path(name).unlink(missing_ok=True)
 
 

@@ -187,7 +187,7 @@ class Daemon:
         self._loop.call_later(REJECT_AFTER_TIME, self.datapath.remove_older)
 
     def _adopt(self, number: int, left: Left) -> None:
-        if left.number is None:
+        if left.number is None or left.renew:
             self.datapath.set_timestamp(number, left.timestamp)
             if left.endpoint is not None:
                 self.datapath.set_endpoint(number, left.endpoint)

@@ -8,6 +8,7 @@ Both as systemd does it: they begin at 3 and LISTEN_PID, LISTEN_FDS and LISTEN_F
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import sys
@@ -44,7 +45,7 @@ def execute(following: Next) -> NoReturn:
     """This process becomes the daemon that follows, maybe in another version."""
     # Copies above all of them first, for one may stand where another is to go.
     end = _FIRST + len(following.descriptors)
-    copies = [os.dup2(fd, max(fd, end) + 64 + i) for i, fd in enumerate(_values(following))]
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, end) for fd in following.descriptors.values()]
     for i, copy in enumerate(copies):
         os.dup2(copy, _FIRST + i, inheritable=True)
         os.close(copy)
@@ -53,10 +54,6 @@ def execute(following: Next) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-Pm", "ebpfvpn", *following.arguments])
-
-
-def _values(following: Next) -> list[int]:
-    return list(following.descriptors.values())
 
 
 def ready(descriptors: Mapping[str, int]) -> None:

@@ -76,10 +76,12 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     tun = _tun(netlink, config.name, found, kept.pop(_TUN, None))
     undo.callback(tun.close)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
+    # Now, before peers are removed and another generation takes its place.
+    before = adoption.read_allowed_ips(found.newest) if found.newest else {}
     if not found.newest:
         fwmark = config.interface.fwmark
-        if not fwmark and routes.fwmark_needed(config.networks()):
-            fwmark = free_table(netlink)
+    if not fwmark and routes.fwmark_needed(config.networks()):
+        fwmark = free_table(netlink)
     port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
     udp = UdpSockets(port, fwmark, kept.values())
     undo.callback(udp.close)
@@ -108,7 +110,9 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             if one.number is not None and one.number not in peers:
                 datapath.remove_peer(one.number)
         _address(config, netlink, tun)
-        _route(config, routes, found, fwmark)
+        _route(config, routes, fwmark)
+        if found.newest:
+            routes.remove(before, found.newest.facts.fwmark, config.networks(), fwmark)
         tun.persist()
         failed.pop_all()
     undo.callback(datapath.close)
@@ -206,12 +210,9 @@ def _add_addresses(config: Config, netlink: Netlink, tun: Tun) -> None:
             raise OperatorError(f"{config.path}: Address {address}: {error.strerror}") from error
 
 
-def _route(config: Config, routes: AllowedIpRoutes, found: Found, fwmark: int) -> None:
-    networks = config.networks()
+def _route(config: Config, routes: AllowedIpRoutes, fwmark: int) -> None:
     try:
-        routes.add(networks, fwmark)
-        if found.newest:
-            routes.remove(adoption.read_allowed_ips(found.newest).keys() - set(networks), fwmark)
+        routes.add(config.networks(), fwmark)
     except OSError as error:
         message = f"{config.path}: routes to AllowedIPs: {error.strerror}; Table = off makes none"
         raise OperatorError(message) from error

@@ -65,7 +65,13 @@ def test_default_route_leaves_marked_packets_and_known_networks(
         assert device(ns, target, "mark", str(MARK)) == "under0"
         assert device(ns, near) == "under0"
     assert device(ns, "10.7.1.1", "mark", str(MARK)) == "wg0"
-    routes.remove(networks, MARK)
+    ns.call(routes.add, networks, MARK + 1)
+    routes.remove(networks, MARK, networks, MARK + 1)
+    assert device(ns, "198.51.100.1", "mark", str(MARK + 1)) == "under0"
+    assert device(ns, "198.51.100.1", "mark", str(MARK)) == "wg0"
+    assert device(ns, "10.7.1.1") == "wg0"
+    routes.remove(networks, MARK + 1, [], 0)
+    assert device(ns, "10.7.1.1") == "under0"
     assert [ns.run("ip", family, "rule") for family in ("-4", "-6")] == rules
 
 

@@ -327,3 +327,19 @@ def test_restart_without_a_daemon() -> None:
         one.kill()
         done = one.command("restart", one.name)
         assert (done.returncode, done.stderr) == (1, f"ebpfvpn: {one.name} is not up\n")
+
+
+def test_a_new_generation_that_dies_before_it_has_sessions() -> None:
+    """The one after it renews those of the older one too."""
+    with pair(AttachMode="auto") as (one, other):
+        assert ping(one.ns, INNER[1]) == 3
+        with Numbered(one.ns, other.ns, INNER[1]) as there:
+            with frozen(other):
+                replace(one, "AttachMode = auto", "AttachMode = tc")
+                one.restart()
+                there.wait_for_more(100)
+                kill_and_up(one)
+                assert one.show()["peers"][0]["sessions"] == []
+                there.wait_for_more(100)
+            wait_for(lambda: one.show()["peers"][0]["tx_packets"] > 10, 20)
+        assert (there.lost, there.duplicates) == ([], [])

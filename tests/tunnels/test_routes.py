@@ -100,3 +100,22 @@ def test_the_table_of_the_routes(table: str) -> None:
         assert (INNER[1] in main) == (table == "auto")
         assert (INNER[1] in own) == (table == "4242")
         assert (FAR6 in both6) == (table != "off")
+
+
+def test_a_restart_with_other_default_routes() -> None:
+    with behind_a_router() as (a, _, one, other):
+        rules = a.run("ip", "rule")
+        interface = {"Address": f"{INNER[0]}/24"}
+        far = endpoint(FAR_OUTER)
+        one.configure(interface, [other.peer(INNER[1], endpoint=far)])
+        one.up()
+        for more in ({}, {"FwMark": "100"}, {"FwMark": "200"}):
+            one.configure(interface | more, [other.peer("0.0.0.0/0", endpoint=far)])
+            one.restart()
+            assert f"dev {one.name}" in a.run("ip", "route", "get", FAR)
+            assert ping(a, FAR, 3, "-I", INNER[0]) == 3
+            assert a.run("ip", "rule").count("\n") == rules.count("\n") + 2
+        one.configure(interface, [])
+        one.restart()
+        assert a.run("ip", "rule") == rules
+        assert "under0" in a.run("ip", "route", "get", FAR)

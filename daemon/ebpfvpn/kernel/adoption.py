@@ -76,6 +76,9 @@ def find(netlink: Netlink, name: str, wanted: Wanted) -> Found:
     for one in generation.find(name):
         if one.pins not in kept:
             leftovers.remove_generation(netlink, one)
+    for directory in generation.directories(name):
+        if directory not in kept:  # begun, or almost removed
+            bpffs.remove(directory)
     return Found(current, older)
 
 

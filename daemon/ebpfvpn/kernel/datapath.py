@@ -10,6 +10,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
@@ -206,7 +207,9 @@ class KernelDatapath:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
 
     def left(self) -> list[Left]:
-        return self._left_here() + adoption.left(self._older)
+        older = {one.public_key: one for one in adoption.left(self._older)}
+        here = [_joined(one, older.pop(one.public_key, None)) for one in self._left_here()]
+        return [*here, *older.values()]
 
     def _left_here(self) -> list[Left]:
         sessions: dict[int, dict[int, Session]] = {}
@@ -347,6 +350,18 @@ def shape(mtu: int, attach_mode: AttachMode, replay_window: int) -> str:
     """What programs and maps of two starts must have alike to take each other's place."""
     size = "jumbo" if segmenter.is_jumbo(mtu) else "small"
     return f"{layout.LAYOUT}-{attach_mode}-{size}-{window.ring_bytes(replay_window)}"
+
+
+def _joined(here: Left, older: Left | None) -> Left:
+    """The daemon that began this generation may have died before it had a session in it."""
+    if older is None or here.current is not None:
+        return here
+    return replace(
+        here,
+        endpoint=here.endpoint or older.endpoint,
+        timestamp=max(here.timestamp, older.timestamp),
+        renew=older.renew,
+    )
 
 
 def _number(found: Found) -> int:

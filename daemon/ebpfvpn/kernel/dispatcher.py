@@ -81,20 +81,23 @@ def remove(directory: Path, ifindex: int) -> None:
 
 def set_port(directory: Path, port: int, program: Program) -> None:
     """From now on `program` gets the messages to this UDP port."""
-    Map.pinned(directory / _PORTS).update(layout.number(port), layout.number(program.fd))
     (directory / f"{_PORT}{port}").mkdir(exist_ok=True)
+    Map.pinned(directory / _PORTS).update(layout.number(port), layout.number(program.fd))
 
 
 def unset_port(directory: Path, port: int, ours: Map) -> None:
-    """If its program uses the map `ours`; nothing happens if there is none."""
+    """If its program uses the map `ours`, or if there is none."""
     ports = _pinned(Map, directory / _PORTS)
     if ports is None:
         return
     program = layout.from_number(ports.lookup(layout.number(port)) or bytes(4))
-    if uses(program, ours.id):
+    if program and not uses(program, ours.id):
+        return
+    if program:
         ports.delete(layout.number(port))
-        with contextlib.suppress(FileNotFoundError):
-            (directory / f"{_PORT}{port}").rmdir()
+    # Also if whoever deleted the program, or was about to set it, could not go on.
+    with contextlib.suppress(FileNotFoundError):
+        (directory / f"{_PORT}{port}").rmdir()
 
 
 def in_use(directory: Path) -> bool:

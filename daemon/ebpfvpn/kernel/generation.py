@@ -10,6 +10,7 @@ directory among its pins: "@netns=4026531840,tun=7,...".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -86,6 +87,12 @@ def begin(name: str, facts: Facts) -> Generation:
 def complete(generation: Generation) -> None:
     """From now on a later daemon may go on with it."""
     (generation.pins / _COMPLETE).mkdir(exist_ok=True)
+
+
+def abandon(generation: Generation) -> None:
+    """From now on no daemon goes on with it."""
+    with contextlib.suppress(FileNotFoundError):
+        (generation.pins / _COMPLETE).rmdir()
 
 
 def set_fwmark(generation: Generation, fwmark: int) -> Generation:

@@ -40,15 +40,24 @@ def remove(netlink: Netlink, name: str) -> None:
     """As `clean`, for who holds the lock of NAME. `netlink` is in this thread's namespace."""
     found = generation.find(name)
     for each in found:
-        remove_generation(netlink, each)
+        _stop(netlink, each)
     for each in found:
         _in_namespace(netlink, each.facts.netns, partial(_remove_tun, each))
+    # The pins last: whoever is interrupted before is followed by one who knows all that is left.
     for directory in generation.directories(name):
         bpffs.remove(directory)
 
 
 def remove_generation(netlink: Netlink, of: Generation) -> None:
     """The TUN stays."""
+    _stop(netlink, of)
+    bpffs.remove(of.pins)
+
+
+def _stop(netlink: Netlink, of: Generation) -> None:
+    """Takes away its devices, and programs from others; wipes its keys."""
+    # First: nobody must go on with sessions whose keys are zero.
+    generation.abandon(of)
     try:
         tunnel = Tunnel.of(of)
     except BpfError:
@@ -62,7 +71,6 @@ def remove_generation(netlink: Netlink, of: Generation) -> None:
     # Of namespaces that are gone, and with them their devices.
     for netns, ifindex in attach.attached_devices(of):
         bpffs.remove(bpffs.device_directory(netns, ifindex))
-    bpffs.remove(of.pins)
 
 
 def _detach(of: Generation, tunnel: Tunnel | None, netlink: Netlink) -> None:
@@ -79,8 +87,8 @@ def _remove_tun(of: Generation, netlink: Netlink) -> None:
     """And the rules that lead to it, unless another device has its number now."""
     link = netlink.link(of.facts.tun)
     if link is not None and link.alias == alias(of.name):
-        netlink.delete_link(link.ifindex)
         AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+        netlink.delete_link(link.ifindex)
 
 
 def _in_namespace(netlink: Netlink, inode: int, function: Callable[[Netlink], None]) -> None:
