@@ -18,6 +18,8 @@ REKEY_SECONDS = 5
 """The shortest that may be set."""
 WAY = 0.01
 """Seconds, each way: so that packets are under way when keys change."""
+CROSSING = 0.2
+"""Seconds, each way: more than the ends differ in when they begin."""
 JUMPS = (130, 1000, 8000)
 """Packets that are overtaken; the last fits wireguard-go's window (8,128) too."""
 SMALL_WINDOW = 128
@@ -59,15 +61,14 @@ def rekey(here: RelayLab, options: Options) -> Result:
 
 def together(here: RelayLab, options: Options) -> Result:
     """New keys, begun by both ends at once, again and again: 0 lost, 0 delivered twice. Both send
-    as much, and rekey after as many messages."""
+    as much, and rekey after as many messages; the way is so long that handshakes cross."""
     keys = {"RekeyAfterMessages": max(1000, int(options.rate * REKEY_SECONDS * 0.9))}
     run = Run(here, "together", options, keys, keys)
     run.tunnel.up()
-    run.both(Delay(WAY))
+    run.both(Delay(CROSSING))
     run.start()
-    half = options.rekeys // 2
     for side in SIDES:
-        run.wait_for_sessions(side, half)
+        run.wait_for_sessions(side, options.rekeys // 2)
     # The last sessions are used in both directions.
     time.sleep(1)
     result = run.finish()

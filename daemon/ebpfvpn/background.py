@@ -24,6 +24,7 @@ from ebpfvpn.errors import OperatorError
 from ebpfvpn.handover import Next
 
 START_TIMEOUT = 10.0
+START_TIMEOUT_PER_PEER = 0.01
 """Seconds until the daemon must be ready."""
 STOP_TIMEOUT = 5.0
 """Seconds that a daemon which is not wanted any more has to undo what it did."""

@@ -91,7 +91,8 @@ def up(name_or_file: str, foreground: bool, resumed: bool) -> None:
     else:
         # What was there before stays for the next try.
         undo = (lambda: None) if _left_over(name) else (lambda: _clean(name))
-        background.start(name, _daemon(configuration, "--resumed"), undo)
+        daemon = _daemon(configuration, "--resumed")
+        background.start(name, daemon, undo, _start_timeout(configuration))
 
 
 @main.command()
@@ -104,9 +105,10 @@ def restart(name_or_file: str) -> None:
     """
     name = config.interface_name(name_or_file)
     status = cast(show.Status, control.request(name, "status"))
-    for warning in config.load(Path(status["file"])).warnings:
+    configuration = config.load(Path(status["file"]))
+    for warning in configuration.warnings:
         _say(f"warning: {warning}")
-    control.restart(name)
+    control.restart(name, _start_timeout(configuration))
 
 
 @main.command()
@@ -193,6 +195,11 @@ def _daemon(configuration: config.Config, option: str) -> background.Run:
         return Next(["up", option, str(configuration.path)], descriptors)
 
     return run
+
+
+def _start_timeout(configuration: config.Config) -> float:
+    peers = len(configuration.peers)
+    return background.START_TIMEOUT + peers * background.START_TIMEOUT_PER_PEER
 
 
 def _left_over(name: str) -> bool:

@@ -189,7 +189,7 @@ def stop(name: str, timeout: float = 15.0) -> None:
         raise OperatorError(f"{name}: the daemon (process {pid}) does not end; see its log")
 
 
-def restart(name: str, timeout: float = 15.0) -> None:
+def restart(name: str, timeout: float) -> None:
     """Tells the daemon to start anew and waits until it is ready. Raises as `request` does."""
     before = request(name, "status")["started"]
     with _connect(name) as connection, _watched(name, connection) as (pid, process):

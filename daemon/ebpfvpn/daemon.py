@@ -61,27 +61,50 @@ def run(config: Config, ready: Callable[[], None]) -> dict[str, int] | None:
     that is to follow. OperatorError."""
 
     def stopped(*_: object) -> None:
-        raise OperatorError(f"{config.name}: stopped before it was ready")
+        raise _Stopped(f"{config.name}: stopped before it was ready")
 
     signal.signal(signal.SIGTERM, stopped)
-    with contextlib.ExitStack() as undo:
-        try:
-            interface = setup.bring_up(config, undo)
-        except OSError as error:
-            raise OperatorError(f"{config.name}: {error.strerror or error}") from error
+    try:
+        with contextlib.ExitStack() as undo:
+            # One that came while the process executed this daemon.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            return _run(config, ready, undo)
+    except _Stopped:
+        leftovers.clean(config.name)
+        raise
+    except OSError as error:
+        raise OperatorError(f"{config.name}: {error.strerror or error}") from error
+
+
+class _Stopped(OperatorError):
+    """By SIGTERM: what was up before is not wanted any more either."""
+
+
+def _run(
+    config: Config, ready: Callable[[], None], undo: contextlib.ExitStack
+) -> dict[str, int] | None:
+    interface = setup.bring_up(config, undo)
+    was_ready = False
+
+    def now_ready() -> None:
+        nonlocal was_ready
+        was_ready = True
+        ready()
+
+    try:
         daemon = Daemon(config, interface)
-        try:
-            asyncio.run(daemon.serve(ready))
-        except BaseException:
-            # What was up stays up, for the next daemon.
-            if interface.is_new and not daemon.was_ready:
-                interface.datapath.remove()
-            raise
-        if daemon.restarts:
-            return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
-        interface.datapath.remove()
-        handover.forget(interface.descriptors())
-        return None
+        asyncio.run(daemon.serve(now_ready))
+    except BaseException:
+        # What was up stays up, for the next daemon.
+        if interface.is_new and not was_ready:
+            interface.datapath.remove()
+        raise
+    if daemon.restarts:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
+    interface.datapath.remove()
+    handover.forget(interface.descriptors())
+    return None
 
 
 def clean(name: str) -> None:
@@ -109,7 +132,6 @@ class Daemon:
             rekey_after_messages=config.interface.rekey_after_messages,
         )
         self.started = now()
-        self.was_ready = False
         self.restarts = False
         """It stops to make room for the next one."""
         self._icmp = Limiter(_ICMP_PER_SECOND)
@@ -139,7 +161,6 @@ class Daemon:
             self._act()
             log.info("%s: port %d, MTU %d", self.config.name, self.interface.udp.port,
                      self.interface.mtu)  # fmt: skip
-            self.was_ready = True
             ready()
             handover.ready(self.interface.descriptors())
             try:

@@ -28,7 +28,8 @@ Interface = IPv4Interface | IPv6Interface
 
 MAIN_TABLE = 254
 PROTOCOL = 86
-"""Of our routes and rules ("proto 86" in ip-route(8)): by it a later daemon knows them."""
+"""Of our addresses, routes and rules ("proto 86" in ip-route(8)): by it a later daemon knows
+them."""
 _ARPHRD_ETHER = 1
 _SCOPE_LINK = 253
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -102,14 +103,14 @@ class Netlink:
         """One that is there already is left."""
         with ignoring(errno.EEXIST):
             self.request("addr", "add", index=ifindex, address=str(interface.ip),
-                         prefixlen=interface.network.prefixlen)  # fmt: skip
+                         prefixlen=interface.network.prefixlen, IFA_PROTO=PROTOCOL)  # fmt: skip
 
-    def addresses(self, ifindex: int) -> list[Interface]:
-        """Without those that the kernel gave it by itself, for the link alone."""
+    def own_addresses(self, ifindex: int) -> list[Interface]:
+        """Those that `add_address` added."""
         return [
             ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
             for message in self.request("get_addr", index=ifindex)
-            if message["scope"] != _SCOPE_LINK
+            if message.get_attr("IFA_PROTO") == PROTOCOL
         ]
 
     def delete_address(self, ifindex: int, interface: Interface) -> None:

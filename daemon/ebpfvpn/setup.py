@@ -163,11 +163,12 @@ def _wanted(config: Config, mtu: int) -> Wanted:
 
 
 def _identity(config: Config) -> str:
-    """What must not change under a tunnel that is gone on with. What table its routes are in
-    nobody remembers."""
-    public_key = keys.public_key(config.interface.private_key)
-    table = str(config.interface.table).encode()
-    return blake2s(public_key + table, digest_size=8).hexdigest()
+    """What must not change under a tunnel that is gone on with. What table its routes were in
+    nobody remembers; and with the mark of a default route changes how everything is routed."""
+    interface = config.interface
+    routing = f"{interface.table}{interface.fwmark or ''}".encode()
+    public_key = keys.public_key(interface.private_key)
+    return blake2s(public_key + routing, digest_size=8).hexdigest()
 
 
 def _tun(netlink: Netlink, name: str, found: Found, kept: int | None) -> Tun:
@@ -194,20 +195,18 @@ def _no_link_local(name: str) -> None:
 
 
 def _address(config: Config, netlink: Netlink, tun: Tun) -> None:
-    _add_addresses(config, netlink, tun)
-    for address in set(netlink.addresses(tun.ifindex)) - set(config.interface.addresses):
-        netlink.delete_address(tun.ifindex, address)
-        # With the first one of an IPv4 network go the others.
-        _add_addresses(config, netlink, tun)
-    netlink.set_up(tun.ifindex)
-
-
-def _add_addresses(config: Config, netlink: Netlink, tun: Tun) -> None:
+    # Else with the first address of an IPv4 network go the others, and all routes with them.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/sys/net/ipv4/conf/{tun.name}/promote_secondaries").write_text("1\n")
+    before = set(netlink.own_addresses(tun.ifindex))
     for address in config.interface.addresses:
         try:
             netlink.add_address(tun.ifindex, address)
         except OSError as error:
             raise OperatorError(f"{config.path}: Address {address}: {error.strerror}") from error
+    for address in before - set(config.interface.addresses):
+        netlink.delete_address(tun.ifindex, address)
+    netlink.set_up(tun.ifindex)
 
 
 def _route(config: Config, routes: AllowedIpRoutes, fwmark: int) -> None:
@@ -222,20 +221,23 @@ def _mtu(netlink: Netlink, config: Config, fwmark: int) -> int:
     """As wg-quick: the largest MTU of the ways to the endpoints, or else of the default route,
     less what a message over IPv6 adds. Endpoints with less get their own limit."""
     links = {link.ifindex: link for link in netlink.links()}
-    remotes = [*_literal_endpoints(config)] or [IPv4Address("0.0.0.0"), IPv6Address("::")]
+    remotes = _literal_endpoints(config) or {IPv4Address("0.0.0.0"), IPv6Address("::")}
+    neighbours: underlay.Neighbours = {}
     mtus = []
     for remote in remotes:
         with contextlib.suppress(OSError):
-            way = underlay.resolve(netlink, links, remote, None, fwmark=fwmark)
+            way = underlay.resolve(
+                netlink, links.get, remote, None, fwmark=fwmark, neighbours=neighbours
+            )
             if way is not None and not way.link.loopback:
                 mtus.append(way.mtu)
     return max(max(mtus) - OVERHEAD, _LEAST_MTU) if mtus else DEFAULT_MTU
 
 
-def _literal_endpoints(config: Config) -> list[IPv4Address | IPv6Address]:
-    found = []
+def _literal_endpoints(config: Config) -> set[IPv4Address | IPv6Address]:
+    found = set()
     for peer in config.peers:
         if peer.endpoint is not None:
             with contextlib.suppress(ValueError):
-                found.append(ip_address(peer.endpoint.host))
+                found.add(ip_address(peer.endpoint.host))
     return found

@@ -44,14 +44,15 @@ class Timestamps:
         """As tai64n.encode."""
         if self._fd < 0:
             return self._following(self._last)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            timestamp = self._following(max(self._read(), self._last))
-            os.pwrite(self._fd, timestamp.hex().encode(), 0)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                timestamp = self._following(max(self._read(), self._last))
+                os.pwrite(self._fd, timestamp.hex().encode(), 0)
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
         except (OSError, ValueError):  # the disk is full, say
             timestamp = self._following(self._last)
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
         return timestamp
 
     def close(self) -> None:
@@ -62,7 +63,7 @@ class Timestamps:
     def _check(self, path: Path) -> None:
         try:
             found = self._read()
-        except ValueError:
+        except (OSError, ValueError):
             log.warning("%s does not hold a timestamp; it is written anew", path)
             os.ftruncate(self._fd, 0)
             return

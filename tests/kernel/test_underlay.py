@@ -34,7 +34,12 @@ def netlink(ns: Namespace) -> Iterator[Netlink]:
 def way(netlink: Netlink, remote: str, local: str | None = None, **options: int) -> Way | None:
     links = {link.ifindex: link for link in netlink.links()}
     return resolve(
-        netlink, links, ip_address(remote), ip_address(local) if local else None, **options
+        netlink,
+        links.get,
+        ip_address(remote),
+        ip_address(local) if local else None,
+        ifindex=options.get("ifindex", 0),
+        fwmark=options.get("fwmark", 0),
     )
 
 

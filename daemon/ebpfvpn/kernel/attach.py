@@ -196,6 +196,7 @@ def _attach_xdp(
             _attach_tc(tunnel, programs, ifindex)
         dispatcher.set_port(directory, tunnel.listen_port, programs.open_xdp)
     except BpfError:
+        dispatcher.unset_port(directory, tunnel.listen_port, tunnel.ours)
         _detach_filters(ifindex, tunnel)
         if not dispatcher.in_use(directory):
             dispatcher.remove(directory, ifindex)

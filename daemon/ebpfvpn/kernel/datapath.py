@@ -106,6 +106,9 @@ class KernelDatapath:
         ) or segmenter.create(self._netlink, self._generation.label, self._mtu)
         self._configure()
         self._allowed = adoption.read_allowed_ips(self._generation)
+        self._networks: dict[int, set[Network]] = {}
+        for network, peer in self._allowed.items():
+            self._networks.setdefault(peer, set()).add(network)
         self._sessions = Sessions(loaded, rekey_after_messages)
         closing.callback(self._sessions.close)
         self._seal, self._seal_reason = self._attach_segmenter()
@@ -242,18 +245,21 @@ class KernelDatapath:
         self.set_allowed_ips(peer, ())
         for local_index in self._sessions.of_peer(peer):
             self._sessions.retire(local_index)
+        del self._networks[peer]
         self._ways.forget(peer)
         self._map("peers").delete(number(peer))
 
     def set_allowed_ips(self, peer: int, networks: Iterable[Network]) -> None:
-        wanted = set(networks)
-        for network in wanted:
+        wanted, had = set(networks), self._networks.get(peer, set())
+        for network in wanted - had:
             self._allowed_map(network).update(_trie_key(network), number(peer))
+            if (owner := self._allowed.get(network)) is not None:
+                self._networks[owner].discard(network)
             self._allowed[network] = peer
-        for network in [n for n, owner in self._allowed.items() if owner == peer]:
-            if network not in wanted:
-                self._allowed_map(network).delete(_trie_key(network))
-                del self._allowed[network]
+        for network in had - wanted:
+            self._allowed_map(network).delete(_trie_key(network))
+            del self._allowed[network]
+        self._networks[peer] = wanted
 
     def _allowed_map(self, network: Network) -> Map:
         return self._map(f"allowed_ips{network.version}")

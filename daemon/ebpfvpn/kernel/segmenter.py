@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
+from hashlib import blake2s
 from pathlib import Path
 
 from pyroute2.ethtool.ioctl import IoctlEthtool
@@ -51,7 +52,7 @@ def create(netlink: Netlink, label: str, mtu: int) -> Segmenter:
     whose it is (see `find`). DatapathError."""
     jumbo = is_jumbo(mtu)
     try:
-        prefix = _add_pair(netlink)
+        prefix = _add_pair(netlink, label)
     except OSError as error:
         raise DatapathError(f"cannot create the segmenter of {label} (veth): {error}") from None
     ends: dict[str, int] = {}
@@ -99,9 +100,10 @@ def find(netlink: Netlink, label: str, mtu: int) -> Segmenter | None:
 
 def remove(netlink: Netlink, label: str) -> None:
     """What there is of it; nothing happens if it is gone."""
-    aliases = {_alias(label, end) for end in ("outer", "inner")}
     for link in netlink.links():
-        if link.alias in aliases:
+        # Whoever made it may have died before it could say whose it is.
+        unfinished = link.name == f"{_prefix(label)}o" and not link.alias
+        if unfinished or link.alias in (_alias(label, "outer"), _alias(label, "inner")):
             netlink.delete_link(link.ifindex)
 
 
@@ -109,22 +111,27 @@ def _alias(label: str, end: str) -> str:
     return f"ebpfvpn {label} {end}"
 
 
+def _prefix(label: str) -> str:
+    return f"sg{blake2s(label.encode(), digest_size=3).hexdigest()}"
+
+
 def _queues() -> int:
     """One per CPU, as far as they are there (possible ones may be many more)."""
     return os.cpu_count() or 1
 
 
-def _add_pair(netlink: Netlink) -> str:
+def _add_pair(netlink: Netlink, label: str) -> str:
     # XDP wants as many receiving queues as the peer has sending ones.
     queues = {"num_tx_queues": _queues(), "num_rx_queues": _queues()}
+    prefix = _prefix(label)
     while True:
-        prefix = f"sg{secrets.token_hex(3)}"
         try:
             netlink.request("link", "add", ifname=f"{prefix}o", kind="veth", **queues,
                             peer={"ifname": f"{prefix}i", **queues})  # fmt: skip
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise
+            prefix = f"sg{secrets.token_hex(3)}"
         else:
             return prefix
 

@@ -7,6 +7,7 @@ again, so the daemon resolves and keeps fresh what the programs use.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from ebpfvpn.netlink import Link, Netlink
 
 Address = IPv4Address | IPv6Address
+Neighbours = dict[tuple[Address, int], bytes | None]
+"""MAC addresses by address and ifindex; None: not resolved."""
 
 _UNICAST, _LOCAL = 1, 2  # RTN_*
 _NTF_USE = 1
@@ -39,20 +42,21 @@ class Way:
 
 def resolve(
     netlink: Netlink,
-    links: dict[int, Link],
+    link_of: Callable[[int], Link | None],
     remote: Address,
     local: Address | None,
     *,
     ifindex: int = 0,
     fwmark: int = 0,
+    neighbours: Neighbours | None = None,
 ) -> Way | None:
     """None: there is no route, or it is a blackhole or the like. `ifindex` matters for link-local
     addresses alone. A next hop whose MAC address is missing or stale is asked for it, which ends
-    in a netlink event."""
+    in a netlink event. `neighbours`: those that were looked up just now, for many have the same."""
     route = _route(netlink, remote, local, ifindex, fwmark)
     if route is None or (local is not None and not _is_ours(netlink, local, ifindex)):
         return None
-    link = links.get(route.get_attr("RTA_OIF"))
+    link = link_of(route.get_attr("RTA_OIF"))
     if link is None:
         return None
     source = route.get_attr("RTA_PREFSRC")
@@ -64,7 +68,7 @@ def resolve(
         source=ip_address(source) if source else None,
         gateway=gateway,
         mtu=min(route_mtu or link.mtu, link.mtu),
-        neighbour=bytes(6) if link.mac is None else _neighbour(netlink, gateway, link.ifindex),
+        neighbour=_mac(netlink, gateway, link, {} if neighbours is None else neighbours),
     )
 
 
@@ -107,6 +111,15 @@ def _gateway(route: Any) -> Address | None:
     via = route.get_attr("RTA_VIA")
     address = via["addr"] if via else route.get_attr("RTA_GATEWAY")
     return ip_address(address) if address else None
+
+
+def _mac(netlink: Netlink, gateway: Address, link: Link, known: Neighbours) -> bytes | None:
+    if link.mac is None:
+        return bytes(6)
+    key = gateway, link.ifindex
+    if key not in known:
+        known[key] = _neighbour(netlink, *key)
+    return known[key]
 
 
 def _neighbour(netlink: Netlink, gateway: Address, ifindex: int) -> bytes | None:

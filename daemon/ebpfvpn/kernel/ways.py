@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.layout import number, octets, pack_address, unpack_address
 from ebpfvpn.kernel.map import BPF_F_LOCK
 from ebpfvpn.kernel.objects import Object
-from ebpfvpn.kernel.underlay import Way, resolve
+from ebpfvpn.kernel.underlay import Neighbours, Way, resolve
 from ebpfvpn.netlink import Link, Netlink
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 _HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
 """IP, UDP, header and tag of a message."""
 _PADDING = 16
+_BURST = 0.1
+"""Seconds for which a neighbour that was looked up serves all peers behind it."""
 
 
 class Ways:
@@ -42,6 +45,8 @@ class Ways:
         self._fwmark = fwmark
         self._mode: AttachMode = mode
         self._links: dict[int, Link] = {}
+        self._neighbours: Neighbours = {}
+        self._neighbours_known = 0.0
         self._keys: dict[int, bytes] = {}
         self._users: Counter[bytes] = Counter()
         self._chosen: dict[int, Endpoint] = {}
@@ -67,7 +72,6 @@ class Ways:
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
         self._chosen.pop(peer, None)
-        self._find_links()
         self._resolve(peer, endpoint)
 
     def endpoint(self, peer: int) -> Endpoint | None:
@@ -90,7 +94,6 @@ class Ways:
 
     def roamed(self, peers: set[int]) -> None:
         """Packets moved these peers' endpoints."""
-        self._find_links()
         for peer in peers:
             self._chosen.pop(peer, None)  # the peer chose
             self._resolve(peer)
@@ -169,10 +172,20 @@ class Ways:
         self._limit(peer, endpoint, way)
 
     def _way(self, endpoint: Endpoint, local: layout.Address | None) -> Way | None:
+        now = time.monotonic()
+        if now > self._neighbours_known + _BURST:
+            self._neighbours.clear()
+            self._neighbours_known = now
         return resolve(
-            self._netlink, self._links, endpoint.address, local,
-            ifindex=endpoint.ifindex, fwmark=self._fwmark,
+            self._netlink, self._link, endpoint.address, local,
+            ifindex=endpoint.ifindex, fwmark=self._fwmark, neighbours=self._neighbours,
         )  # fmt: skip
+
+    def _link(self, ifindex: int) -> Link | None:
+        """As it was when the network last changed, or as it is if it was not there then."""
+        if ifindex not in self._links:
+            self._find_links()
+        return self._links.get(ifindex)
 
     def _attach(self, ifindex: int) -> None:
         link = self._links.get(ifindex)
