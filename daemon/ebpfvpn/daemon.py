@@ -11,9 +11,8 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import ip_address
 
-from ebpfvpn import control, handover, inner, keys, setup, status, wire
+from ebpfvpn import control, handover, keys, setup, status, wire
 from ebpfvpn.actions import (
     Action,
     EndpointMoved,
@@ -30,9 +29,8 @@ from ebpfvpn.datapath import Confirmed, DatapathError, Left, MessagesUsed, TooLo
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.inner import Inner
+from ebpfvpn.first_packets import FirstPackets
 from ebpfvpn.kernel import leftovers
-from ebpfvpn.ratelimiter import Limiter
 from ebpfvpn.resolver import Resolver
 from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
@@ -43,9 +41,6 @@ POLL_INTERVAL = 0.5
 """Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
 _NETWORK_SETTLES = 0.05
 """Seconds to wait for more after something about the network changed."""
-_READS = 512
-"""Packets that are read from the TUN at once, so that other work gets its turn."""
-_ICMP_PER_SECOND = 1000
 _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
 
@@ -131,10 +126,10 @@ class Daemon:
             rekey_after_time=config.interface.rekey_after_time,
             rekey_after_messages=config.interface.rekey_after_messages,
         )
+        self.first_packets = FirstPackets(interface, self.device, self.staged, self.counters)
         self.started = now()
         self.restarts = False
         """It stops to make room for the next one."""
-        self._icmp = Limiter(_ICMP_PER_SECOND)
         self._stop = asyncio.Event()
         self._wake: asyncio.TimerHandle | None = None
         self._settle: asyncio.TimerHandle | None = None
@@ -244,57 +239,8 @@ class Daemon:
         self._act()
 
     def _tun_readable(self) -> None:
-        self._read_tun()
+        self.first_packets.read(now())
         self._act()
-
-    def _read_tun(self) -> None:
-        for _ in range(_READS):
-            packet = self.interface.tun.read()
-            if packet is None:
-                return
-            self._handle_inner(packet)
-
-    def _handle_inner(self, packet: bytes) -> None:
-        """What steer left: no peer, no usable session, or too big."""
-        found = inner.parse(packet)
-        if found is None:
-            self.counters["malformed_inner"] += 1
-            return
-        peer = self.interface.allowed_ips.lookup(ip_address(found.destination))
-        if peer is None or not self._has_endpoint(peer):
-            self._answer(inner.unreachable(found), "unreachable")
-            return
-        longest = self.datapath.max_inner(peer)
-        if longest and found.version == 6:
-            longest = max(longest, inner.IPV6_LEAST_MTU)
-        if longest and len(found.packet) > longest:
-            self._handle_too_big(found, peer, longest)
-            return
-        self._stage(peer, [found.packet])
-
-    def _has_endpoint(self, peer: int) -> bool:
-        """One is known, or a name is being resolved."""
-        configured = self.interface.peers[peer].endpoint is not None
-        return configured or self.device.status(peer).endpoint is not None
-
-    def _handle_too_big(self, found: Inner, peer: int, longest: int) -> None:
-        if inner.may_fragment(found):
-            self._stage(peer, inner.fragment(found, longest))
-        else:
-            self._answer(inner.too_big(found, longest), "too_big")
-
-    def _stage(self, peer: int, packets: list[bytes]) -> None:
-        if not self.staged.waiting(peer):
-            # Later packets queue up behind these, until all have been sent.
-            self.datapath.set_usable(peer, False)
-        for packet in packets:
-            self.staged.add(peer, packet)
-        self.device.want_session(peer, now())
-
-    def _answer(self, icmp: bytes | None, reason: str) -> None:
-        self.counters[reason] += 1
-        if icmp is not None and self._icmp.allow(now()):
-            self.interface.tun.write(icmp)
 
     def _datapath_readable(self) -> None:
         self._take_events()
@@ -346,7 +292,8 @@ class Daemon:
             for number, counter in counters.items():
                 if number in traffic:
                     self.device.traffic(number, traffic[number], counter, now())
-            self._act()
+        # Always: the loop's clock stands still while the machine is suspended, deadlines do not.
+        self._act()
 
     def _advance(self) -> None:
         self._wake = None
@@ -400,7 +347,7 @@ class Daemon:
     def _session_ready(self, peer: int, *, confirm: bool) -> None:
         """First packets in order: those in the TUN's queue came before any that finds the
         session usable."""
-        self._read_tun()
+        self.first_packets.read(now())
         packets = self.staged.take(peer)
         if confirm and not packets:
             packets = [b""]

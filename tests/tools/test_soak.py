@@ -346,4 +346,4 @@ def test_relay_between_sockets() -> None:
 def test_unknown_case() -> None:
     done = subprocess.run([str(ROOT / "tools/soak"), "rest"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "no case rest: choose from rekey, jump" in done.stderr
+    assert "no case rest: choose from rekey, together" in done.stderr

@@ -249,7 +249,7 @@ def test_peers_come_and_go(way: Callable[[Node], None]) -> None:
         hub.up()
         assert ping(hub.ns, "10.66.0.1") == ping(hub.ns, "10.66.0.2") == 3
         # Somebody else's.
-        hub.ns.run("ip", "address", "add", "10.99.0.1/32", "dev", hub.name)
+        hub.ns.run("ip", "address", "add", "10.66.0.200/24", "dev", hub.name)
         hub.ns.run("ip", "route", "add", "198.18.0.0/24", "dev", hub.name)
         before = {p["public_key"]: p["sessions"] for p in hub.show()["peers"]}
         with Numbered(hub.ns, sites[0].ns, "10.66.0.1") as there:
@@ -268,7 +268,7 @@ def test_peers_come_and_go(way: Callable[[Node], None]) -> None:
         addresses = hub.ns.run("ip", "-br", "address", "show", hub.name)
         assert "10.66.0.101/24" in addresses
         assert "10.66.0.100/24" not in addresses
-        assert "10.99.0.1/32" in addresses
+        assert "10.66.0.200/24" in addresses
         routes = hub.ns.run("ip", "route", "show", "dev", hub.name)
         assert "10.66.0.3 " in routes
         assert "10.66.0.2 " not in routes

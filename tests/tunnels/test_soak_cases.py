@@ -49,6 +49,12 @@ def test_rekeys(peer: str) -> None:
     assert result["sessions"] == ({"a": 2, "b": 1} if peer == "ebpfvpn" else {"a": 3, "b": 0})
 
 
+def test_rekeys_that_cross() -> None:
+    (result,) = soak("together", "--rekeys", "4", "--rate", "2000")
+    assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
+    assert min(result["sessions"].values()) >= 2
+
+
 def test_jumps() -> None:
     results = soak("jump", "--rate", "6000")
     assert len(results) == 6

@@ -101,6 +101,7 @@ class Ways:
     def network_changed(self) -> None:
         """Resolves everything again, and asks devices again what they can do."""
         self._find_links()
+        self._neighbours.clear()
         for ifindex, attachment in list(self.attachments.items()):
             link = self._links.get(ifindex)
             if link is None:

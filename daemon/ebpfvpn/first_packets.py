@@ -1,0 +1,80 @@
+"""Packets that `steer` left to the daemon: their peer has no usable session, or there is no peer,
+or they do not fit the way to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_address
+
+from ebpfvpn import inner
+from ebpfvpn.device import Device
+from ebpfvpn.inner import Inner
+from ebpfvpn.ratelimiter import Limiter
+from ebpfvpn.setup import Interface
+from ebpfvpn.staged import Staged
+
+_READS = 512
+"""Packets that are read from the TUN at once, so that other work gets its turn."""
+_ICMP_PER_SECOND = 1000
+
+
+class FirstPackets:
+    """Reads the TUN: stages what can be sent soon, answers the rest with ICMP."""
+
+    def __init__(
+        self, interface: Interface, device: Device, staged: Staged, counters: Counter[str]
+    ) -> None:
+        self._interface = interface
+        self._device = device
+        self._staged = staged
+        self._counters = counters
+        self._icmp = Limiter(_ICMP_PER_SECOND)
+
+    def read(self, now: float) -> None:
+        """All that waits; the device may have actions then."""
+        for _ in range(_READS):
+            packet = self._interface.tun.read()
+            if packet is None:
+                return
+            self._handle(packet, now)
+
+    def _handle(self, packet: bytes, now: float) -> None:
+        found = inner.parse(packet)
+        if found is None:
+            self._counters["malformed_inner"] += 1
+            return
+        peer = self._interface.allowed_ips.lookup(ip_address(found.destination))
+        if peer is None or not self._has_endpoint(peer):
+            self._answer(inner.unreachable(found), "unreachable", now)
+            return
+        longest = self._interface.datapath.max_inner(peer)
+        if longest and found.version == 6:
+            longest = max(longest, inner.IPV6_LEAST_MTU)
+        if longest and len(found.packet) > longest:
+            self._handle_too_big(found, peer, longest, now)
+            return
+        self._stage(peer, [found.packet], now)
+
+    def _has_endpoint(self, peer: int) -> bool:
+        """One is known, or a name is being resolved."""
+        configured = self._interface.peers[peer].endpoint is not None
+        return configured or self._device.status(peer).endpoint is not None
+
+    def _handle_too_big(self, found: Inner, peer: int, longest: int, now: float) -> None:
+        if inner.may_fragment(found):
+            self._stage(peer, inner.fragment(found, longest), now)
+        else:
+            self._answer(inner.too_big(found, longest), "too_big", now)
+
+    def _stage(self, peer: int, packets: list[bytes], now: float) -> None:
+        if not self._staged.waiting(peer):
+            # Later packets queue up behind these, until all have been sent.
+            self._interface.datapath.set_usable(peer, False)
+        for packet in packets:
+            self._staged.add(peer, packet)
+        self._device.want_session(peer, now)
+
+    def _answer(self, icmp: bytes | None, reason: str, now: float) -> None:
+        self._counters[reason] += 1
+        if icmp is not None and self._icmp.allow(now):
+            self._interface.tun.write(icmp)
