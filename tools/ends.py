@@ -110,7 +110,8 @@ class Theirs:
 
     def __init__(self, here: RelayLab, node: Node, side: int, text: str) -> None:
         self.node = node
-        self._end = WireGuardGo(node.namespace, _interface(side), text, [f"{ADDRESSES[side]}/24"])
+        self.interface = _interface(side)
+        self._end = WireGuardGo(node.namespace, self.interface, text, [f"{ADDRESSES[side]}/24"])
         here.defer(self._end.stop)
 
     def up(self) -> None:
@@ -119,10 +120,13 @@ class Theirs:
         wait_for(lambda: _give_buffers(self._end.pid, 7 << 20) > 0, 5, "wireguard-go's socket")
 
     def overflow(self) -> int:
-        """Packets that found the buffer of a UDP socket full, its own or the receiver's."""
+        """Packets that found the buffer of a UDP socket full, its own or the receiver's, or the
+        queue of its TUN device."""
         lines = self.node.run("cat", "/proc/net/snmp").splitlines()
         names, values = (line.split() for line in lines if line.startswith("Udp:"))
-        return int(values[names.index("RcvbufErrors")])
+        (link,) = json.loads(self.node.run("ip", "-j", "-s", "link", "show", "dev", self.interface))
+        dropped: int = link["stats64"]["tx"]["dropped"]
+        return int(values[names.index("RcvbufErrors")]) + dropped
 
 
 def _give_buffers(pid: int, size: int) -> int:

@@ -144,7 +144,7 @@ class Run:
         ]
         overflow = self.tunnel.overflow_at_peer()
         if overflow:
-            found.append(f"wireguard-go's socket: {overflow}")
+            found.append(f"wireguard-go's socket and device: {overflow}")
         for side in SIDES:
             for name, count in self.result.relay[side]["failures"].items():
                 if count:
