@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
-/* What lies in a tunnel's maps (maps.h). Programs of another version may go on with the same maps, so
- * whoever changes any of this (or the frames between the programs) raises LAYOUT in
+/* What lies in a tunnel's maps (maps.h). Programs of another version may go on with the same maps,
+ * so whoever changes any of this (or the frames between the programs) raises LAYOUT in
  * daemon/ebpfvpn/kernel/layout.py. Times are nanoseconds of CLOCK_BOOTTIME; 0 is "never".
  * Numbers are in host order unless their type is __be16 or __be32. Addresses are 16 bytes, IPv4 in
  * its mapped form ::ffff:a.b.c.d. The daemon's view of the same structures is
