@@ -24,8 +24,9 @@ from ebpfvpn.errors import OperatorError
 from ebpfvpn.handover import Next
 
 START_TIMEOUT = 10.0
+"""Seconds until the daemon must be ready,"""
 START_TIMEOUT_PER_PEER = 0.01
-"""Seconds until the daemon must be ready."""
+"""and so many more for each peer."""
 STOP_TIMEOUT = 5.0
 """Seconds that a daemon which is not wanted any more has to undo what it did."""
 SYSLOG = "/dev/log"

@@ -68,47 +68,26 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     undo.callback(monitor.close)
     netlink = Netlink()
     undo.callback(netlink.close)
-    known = next(iter(generation.find(config.name)), None)
-    fwmark = config.interface.fwmark or (known.facts.fwmark if known else 0)
-    mtu = config.interface.mtu or _mtu(netlink, config, fwmark)
+    mtu = config.interface.mtu or _mtu(netlink, config)
     found = adoption.find(netlink, config.name, _wanted(config, mtu))
     kept = handover.inherited()
     tun = _tun(netlink, config.name, found, kept.pop(_TUN, None))
     undo.callback(tun.close)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
-    # Now, before peers are removed and another generation takes its place.
-    before = adoption.read_allowed_ips(found.newest) if found.newest else {}
-    if not found.newest:
-        fwmark = config.interface.fwmark
-    if not fwmark and routes.fwmark_needed(config.networks()):
-        fwmark = free_table(netlink)
+    fwmark = _fwmark(netlink, config, routes, found)
     port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
     udp = UdpSockets(port, fwmark, kept.values())
     undo.callback(udp.close)
     _no_link_local(config.name)
     netlink.set_mtu(tun.ifindex, mtu)
+    # Now, before peers are removed and another generation takes its place.
+    before = adoption.read_allowed_ips(found.newest) if found.newest else {}
+    datapath = _datapath(config, found, tun, udp, mtu, fwmark)
     with contextlib.ExitStack() as failed:
-        datapath = KernelDatapath(
-            config.name,
-            tun_ifindex=tun.ifindex,
-            listen_port=udp.port,
-            mtu=mtu,
-            fwmark=fwmark,
-            peers=len(config.peers),
-            identity=_identity(config),
-            attach_mode=config.interface.attach_mode,
-            rekey_after_messages=config.interface.rekey_after_messages,
-            replay_window=config.interface.replay_window,
-            found=found,
-        )
         failed.callback(datapath.close if found.newest else datapath.remove)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
-        left = datapath.left()
-        peers = number_peers(config.peers, left)
-        for one in left:
-            if one.number is not None and one.number not in peers:
-                datapath.remove_peer(one.number)
+        peers, left = _peers(config, datapath)
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
         if found.newest:
@@ -116,19 +95,55 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         tun.persist()
         failed.pop_all()
     undo.callback(datapath.close)
-    by_key = {one.public_key: one for one in reversed(left)}
     return Interface(
         tun=tun,
         udp=udp,
         monitor=monitor,
         datapath=datapath,
         peers=peers,
-        left={n: by_key[p.public_key] for n, p in peers.items() if p.public_key in by_key},
+        left=left,
         is_new=not found.newest,
         allowed_ips=_lookup(peers),
         mtu=mtu,
         fwmark=fwmark,
     )
+
+
+def _fwmark(netlink: Netlink, config: Config, routes: AllowedIpRoutes, found: Found) -> int:
+    fwmark = config.interface.fwmark or (found.newest.facts.fwmark if found.newest else 0)
+    if not fwmark and routes.fwmark_needed(config.networks()):
+        return free_table(netlink)
+    return fwmark
+
+
+def _datapath(
+    config: Config, found: Found, tun: Tun, udp: UdpSockets, mtu: int, fwmark: int
+) -> Datapath:
+    return KernelDatapath(
+        config.name,
+        tun_ifindex=tun.ifindex,
+        listen_port=udp.port,
+        mtu=mtu,
+        fwmark=fwmark,
+        peers=len(config.peers),
+        identity=_identity(config),
+        attach_mode=config.interface.attach_mode,
+        rekey_after_messages=config.interface.rekey_after_messages,
+        replay_window=config.interface.replay_window,
+        found=found,
+    )
+
+
+def _peers(config: Config, datapath: Datapath) -> tuple[dict[int, PeerConfig], dict[int, Left]]:
+    """By number: those that are wanted, and what was left of them. Others are removed."""
+    left = datapath.left()
+    peers = number_peers(config.peers, left)
+    for one in left:
+        if one.number is not None and one.number not in peers:
+            datapath.remove_peer(one.number)
+    by_key = {one.public_key: one for one in left}
+    kept = {n: by_key[peer.public_key] for n, peer in peers.items() if peer.public_key in by_key}
+    return peers, kept
 
 
 def number_peers(peers: Sequence[PeerConfig], left: Iterable[Left]) -> dict[int, PeerConfig]:
@@ -217,10 +232,13 @@ def _route(config: Config, routes: AllowedIpRoutes, fwmark: int) -> None:
         raise OperatorError(message) from error
 
 
-def _mtu(netlink: Netlink, config: Config, fwmark: int) -> int:
+def _mtu(netlink: Netlink, config: Config) -> int:
     """As wg-quick: the largest MTU of the ways to the endpoints, or else of the default route,
     less what a message over IPv6 adds. Endpoints with less get their own limit."""
     links = {link.ifindex: link for link in netlink.links()}
+    # A default route of the tunnel itself, which an earlier daemon made, is not the way.
+    known = next(iter(generation.find(config.name)), None)
+    fwmark = config.interface.fwmark or (known.facts.fwmark if known else 0)
     remotes = _literal_endpoints(config) or {IPv4Address("0.0.0.0"), IPv6Address("::")}
     neighbours: underlay.Neighbours = {}
     mtus = []

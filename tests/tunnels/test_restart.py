@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from ebpfvpn import keys
+from ebpfvpn.kernel import hooks, layout
+from ebpfvpn.kernel.map import Map
+from ebpfvpn.kernel.program import Program
 from netns import address, namespace
 from tunnels import versions
 from tunnels.nodes import (
@@ -43,6 +46,22 @@ def kill_and_up(node: Node) -> None:
     node.up()
 
 
+@contextlib.contextmanager
+def lossless(one: Node, other: Node) -> Iterator[tuple[Numbered, Numbered]]:
+    """Numbered packets both ways, before, during and after the body; none may be lost."""
+    with (
+        Numbered(one.ns, other.ns, INNER[1]) as there,
+        Numbered(other.ns, one.ns, INNER6[0]) as back,
+    ):
+        there.wait_for_more(100)
+        back.wait_for_more(100)
+        yield there, back
+        there.wait_for_more(100)
+        back.wait_for_more(100)
+    for flow in (there, back):
+        assert (flow.lost, flow.duplicates, flow.refused) == ([], [], 0)
+
+
 WAYS = pytest.mark.parametrize("way", [restart, kill_and_up])
 
 
@@ -52,18 +71,11 @@ def test_no_packet_is_lost(mode: str, way: Callable[[Node], None]) -> None:
     with pair(AttachMode=mode) as (one, other):
         assert ping(one.ns, INNER[1]) == ping(one.ns, INNER6[1]) == 3
         before = one.show()
-        with (
-            Numbered(one.ns, other.ns, INNER[1]) as there,
-            Numbered(other.ns, one.ns, INNER6[0]) as back,
-        ):
+        with lossless(one, other) as (there, back):
             for node in (one, other, one):
                 there.wait_for_more(100)
                 back.wait_for_more(100)
                 way(node)
-            there.wait_for_more(100)
-            back.wait_for_more(100)
-        for flow in (there, back):
-            assert (flow.lost, flow.duplicates, flow.refused) == ([], [], 0)
         after = one.show()
         (session,) = after["peers"][0]["sessions"]
         assert session["local_index"] == before["peers"][0]["sessions"][0]["local_index"]
@@ -90,23 +102,67 @@ def upgraded(
         node.up()
         other.up()
         assert ping(one.ns, INNER[1]) == ping(one.ns, INNER6[1]) == 3
-        with (
-            Numbered(one.ns, other.ns, INNER[1]) as there,
-            Numbered(other.ns, one.ns, INNER6[0]) as back,
-        ):
-            for tree in trees[1:]:
-                there.wait_for_more(100)
-                back.wait_for_more(100)
-                version.install(tree)
-                way(node)
-            yield there, back
-            there.wait_for_more(100)
-            back.wait_for_more(100)
         try:
-            for flow in (there, back):
-                assert (flow.lost, flow.duplicates, flow.refused) == ([], [], 0)
+            with lossless(one, other) as (there, back):
+                for tree in trees[1:]:
+                    there.wait_for_more(100)
+                    back.wait_for_more(100)
+                    version.install(tree)
+                    way(node)
+                yield there, back
         finally:
             node.down()
+
+
+@dataclasses.dataclass(frozen=True)
+class Attached:
+    """What moves the packets of a node: ids, and the tag of `seal`."""
+
+    sessions: int
+    seal: int
+    seal_tag: str
+    steer: int
+
+    @classmethod
+    def of(cls, one: Node) -> Attached:
+        """Of what is pinned; which is what is attached."""
+        config = layout.Config.from_buffer_copy(
+            Map.pinned(one.pins / "config").lookup(layout.number(0)) or b""
+        )
+        seal = Program.pinned(one.pins / "seal_tc")
+        found = cls(
+            Map.pinned(one.pins / "sessions").id, seal.id, seal.tag,
+            Program.pinned(one.pins / "steer").id,
+        )  # fmt: skip
+        inner, tun = config.inner_ifindex, config.tun_ifindex
+        seal_filter = hooks.Filter(inner, hooks.INGRESS, 1, hooks.SEAL_PRIORITY)
+        assert one.ns.call(seal_filter.program_id) == found.seal
+        assert one.ns.call(hooks.steer_filter(tun, tun).program_id) == found.steer
+        if (one.pins / "seal_xdp").exists():
+            there = one.ns.call(hooks.xdp_program_id, inner)
+            assert there in (0, Program.pinned(one.pins / "seal_xdp").id)
+        return found
+
+
+@WAYS
+@pytest.mark.parametrize("mode", MODES)
+def test_other_programs_take_the_place_of_the_old_ones(
+    mode: str, way: Callable[[Node], None], tmp_path: Path
+) -> None:
+    """On the same maps."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, OUTER, AttachMode=mode)
+        before: list[Attached] = []
+
+        def upgrade(upgrading: Node) -> None:
+            before.append(Attached.of(one))
+            way(upgrading)
+
+        with upgraded(one, other, upgrade, [versions.ROOT, versions.another_program(tmp_path)]):
+            after = Attached.of(one)
+        assert after.sessions == before[0].sessions
+        assert after.seal_tag != before[0].seal_tag
+        assert after.steer != before[0].steer
 
 
 @WAYS
@@ -179,18 +235,11 @@ def test_a_changed_configuration(old: str, new: str, way: Callable[[Node], None]
         one.up()
         other.up()
         assert ping(one.ns, INNER[1]) == ping(one.ns, INNER6[1]) == 3
-        with (
-            Numbered(one.ns, other.ns, INNER[1]) as there,
-            Numbered(other.ns, one.ns, INNER6[0]) as back,
-        ):
-            there.wait_for_more(100)
-            back.wait_for_more(100)
+        with lossless(one, other) as (there, back):
             replace(one, old, new)
             way(one)
-            there.wait_for_more(300)
-            back.wait_for_more(300)
-        for flow in (there, back):
-            assert (flow.lost, flow.duplicates, flow.refused) == ([], [], 0)
+            there.wait_for_more(200)
+            back.wait_for_more(200)
         assert ping(one.ns, INNER[1]) == ping(one.ns, INNER6[1]) == 3
         if key == "AttachMode":
             assert one.device()["open"] == new.split()[-1].replace("auto", "native")

@@ -29,31 +29,41 @@ class Version:
 
 
 def earlier(directory: Path) -> Path | None:
-    """The last commit before the programs became what they are. None: there is no history."""
-    same = ["git", "diff", "--quiet", "HEAD", "--", "ebpf"]
-    changed_now = _git(same).returncode != 0
-    log = _git(["git", "log", "--format=%H", "-n", "2", "--", "ebpf"]).stdout.decode().split()
-    commits = log[:1] if changed_now else [f"{log[0]}^"] if log else []
-    if not commits:
-        return None
-    archive = _git(["git", "archive", commits[0], *_PARTS])
-    if archive.returncode != 0:
-        return None
-    tree = directory / "earlier"
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(tree, filter="data")
+    """The last commit whose programs are other ones. None: there is no history."""
+    log = _git(["git", "log", "--format=%H", "-n", "20", "--", "ebpf"]).stdout.decode().split()
+    for number, commit in enumerate(log):
+        for candidate in (commit, f"{commit}^"):
+            tree = directory / f"earlier{number}{candidate[-1]}"
+            archive = _git(["git", "archive", candidate, *_PARTS])
+            if archive.returncode != 0:
+                return None
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+                files.extractall(tree, filter="data")
+            if _code(tree) != _code(ROOT):
+                return _built(tree)
+    return None
+
+
+def _code(tree: Path) -> list[str]:
+    """Of the programs, without comments and white space."""
+    sources = sorted((tree / "ebpf").glob("*.[ch]"))
+    return [
+        "".join(re.sub(r"/\*.*?\*/", "", source.read_text(), flags=re.DOTALL).split())
+        for source in sources
+    ]
+
+
+def another_program(directory: Path) -> Path:
+    """This version, with the same maps, but its messages have another time to live."""
+    tree = _copy(directory / "program")
+    _change(tree / "ebpf/headers.h", r"#define TTL 64\n", "#define TTL 77\n")
     return _built(tree)
 
 
 def another_layout(directory: Path) -> Path:
     """This version, but with maps whose entries look different. It lets the older one live on for
     8 seconds only."""
-    tree = directory / "another"
-    for part in _PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("*.o"))
-        else:
-            shutil.copy(ROOT / part, tree / part)
+    tree = _copy(directory / "layout")
     _change(tree / "ebpf/layout.h", r"struct (peer|session|config) \{\n", r"\g<0>\t__u64 moved;\n")
     layout = tree / "daemon/ebpfvpn/kernel/layout.py"
     fields = r"class (Peer|Session|Config)\(Structure\):\n    _fields_ = \(\n"
@@ -65,6 +75,15 @@ def another_layout(directory: Path) -> Path:
         daemon, r"REJECT_AFTER_TIME, self.datapath.remove_older", "8.0, self.datapath.remove_older"
     )
     return _built(tree)
+
+
+def _copy(tree: Path) -> Path:
+    for part in _PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("*.o"))
+        else:
+            shutil.copy(ROOT / part, tree / part)
+    return tree
 
 
 def _change(path: Path, pattern: str, replacement: str) -> None:

@@ -1,6 +1,7 @@
 """Where the kernel datapath leaves its traces: pins on bpffs, locks and the mark under /run.
 
-/sys/fs/bpf/ebpfvpn/NAME/               maps and programs of a tunnel
+/sys/fs/bpf/ebpfvpn/NAME/               maps and programs of a tunnel (generation.py)
+/sys/fs/bpf/ebpfvpn/NAME%oldN/          those of an older generation
 /sys/fs/bpf/ebpfvpn/@NETNS-IFINDEX/     an underlay device: its dispatcher, its tunnels (attach.py)
 /run/ebpfvpn/NAME.lock                  held by the process that runs NAME
 /run/ebpfvpn/lock                       held while device attachments change

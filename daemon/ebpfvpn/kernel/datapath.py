@@ -69,7 +69,6 @@ class KernelDatapath:
         packets; `identity` and `found`: see adoption.py. DatapathError: the machine lacks
         something."""
         self._mode: AttachMode = attach_mode
-        self._listen_port = listen_port
         self._mtu = mtu
         self._send_failed = 0
         self._closing = contextlib.ExitStack()
@@ -113,8 +112,9 @@ class KernelDatapath:
         closing.callback(self._sessions.close)
         self._seal, self._seal_reason = self._attach_segmenter()
         hooks.add_clsact(facts.tun)
-        steer = hooks.steer_filter(facts.tun, facts.handle)
-        steer.attach(loaded.programs["steer"], self._map("config"))
+        hooks.steer_filter(facts.tun, facts.handle).attach(
+            loaded.programs["steer"], self._map("config")
+        )
         self._open_sockets(closing)
         self._ways = Ways(
             loaded, self._netlink, Tunnel.of(self._generation),
@@ -294,7 +294,8 @@ class KernelDatapath:
                 self._send_failed += 1
 
     def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        frame = reinjected(self._segmenter.outer_mac, message, source, self._listen_port, tos)
+        port = self._generation.facts.port
+        frame = reinjected(self._segmenter.outer_mac, message, source, port, tos)
         if not self._inner.send(frame):
             self._send_failed += 1
 

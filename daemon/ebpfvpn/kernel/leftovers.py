@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
-from ebpfvpn.kernel import attach, bpffs, generation, hooks, objects, segmenter, sessions
+from ebpfvpn.kernel import attach, bpffs, generation, hooks, segmenter, sessions
 from ebpfvpn.kernel.attach import Tunnel
 from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.libbpf import BpfError
@@ -63,11 +63,7 @@ def _stop(netlink: Netlink, of: Generation) -> None:
     except BpfError:
         tunnel = None  # it did not come so far as to be attached
     _in_namespace(netlink, of.facts.netns, partial(_detach, of, tunnel))
-    loaded = objects.open_pinned(of.pins, ("wipe_keys",), ("keys",))
-    try:
-        sessions.wipe_leftover(loaded)
-    finally:
-        loaded.close()
+    sessions.wipe_leftover(of.pins)
     # Of namespaces that are gone, and with them their devices.
     for netns, ifindex in attach.attached_devices(of):
         bpffs.remove(bpffs.device_directory(netns, ifindex))

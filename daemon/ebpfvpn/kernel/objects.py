@@ -159,15 +159,3 @@ def _size(path: Path, wanted: int) -> int:
 def room(peers: int) -> int:
     """For how many peers a new tunnel's maps are made: some may come."""
     return max(2 * peers, _LEAST_ROOM)
-
-
-def open_pinned(directory: Path, programs: tuple[str, ...], maps: tuple[str, ...]) -> Object:
-    """What a daemon left pinned. Those that are missing are left out."""
-    found = Object()
-    for name in programs:
-        if (directory / name).exists():
-            found.programs[name] = Program.pinned(directory / name)
-    for name in maps:
-        if (directory / name).exists():
-            found.maps[name] = Map.pinned(directory / name)
-    return found

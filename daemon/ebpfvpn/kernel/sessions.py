@@ -9,11 +9,15 @@ import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from ebpfvpn.datapath import SessionState
 from ebpfvpn.kernel import layout
 from ebpfvpn.kernel.layout import number
+from ebpfvpn.kernel.libbpf import BpfError
+from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.objects import Object
+from ebpfvpn.kernel.program import Program
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 
@@ -144,15 +148,18 @@ class Sessions:
         self._wiper.shutdown()
 
 
-def wipe_leftover(loaded: Object) -> None:
+def wipe_leftover(pins: Path) -> None:
     """Overwrites the keys that a dead daemon left pinned. Its programs are detached."""
-    if "keys" not in loaded.maps or "wipe_keys" not in loaded.programs:
-        return
+    try:
+        keys, wipe_keys = Map.pinned(pins / "keys"), Program.pinned(pins / "wipe_keys")
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return  # it did not come so far as to have any
     await_programs()
-    for key in [*loaded.maps["keys"].keys()]:
-        which = layout.WipeKeys(layout.from_number(key))
-        loaded.programs["wipe_keys"].syscall(which)
-        loaded.maps["keys"].delete(key)
+    for key in [*keys.keys()]:
+        wipe_keys.syscall(layout.WipeKeys(layout.from_number(key)))
+        keys.delete(key)
 
 
 def await_programs() -> None:
