@@ -15,8 +15,9 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ebpfvpn import config_values, datapath, keys, wire
+from ebpfvpn import config_values, keys, wire
 from ebpfvpn.config_values import HostPort as HostPort
+from ebpfvpn.datapath import REPLAY_WINDOW
 from ebpfvpn.errors import OperatorError
 
 DIRECTORIES = (Path("/etc/ebpfvpn"), Path("/etc/wireguard"))
@@ -50,11 +51,13 @@ class InterfaceConfig:
     """The routing table for the peers' allowed-ips."""
     attach_mode: AttachMode = "auto"
     """How `open` is attached to the underlay's devices."""
+    datapath: str = "auto"
+    """What moves the data packets."""
     rekey_after_time: int = int(wire.REKEY_AFTER_TIME)
     """Seconds until the initiator of a session makes a new one."""
     rekey_after_messages: int = wire.REKEY_AFTER_MESSAGES
     """Messages sealed under a session until a new one is made."""
-    replay_window: int = datapath.REPLAY_WINDOW
+    replay_window: int = REPLAY_WINDOW
     """Packets."""
 
 
@@ -170,6 +173,7 @@ _KEYS = {
 _OWN_KEYS: dict[str, dict[str, _Key]] = {
     "Interface": {
         "AttachMode": _Key("attach_mode", config_values.attach_mode),
+        "Datapath": _Key("datapath", str),
         "RekeyAfterTime": _Key(
             "rekey_after_time", config_values.number(5, int(wire.REKEY_AFTER_TIME))
         ),

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from ebpfvpn import control, handover, keys, setup, status, wire
+from ebpfvpn import control, handover, keys, setup, status
 from ebpfvpn.actions import (
     Action,
     EndpointMoved,
@@ -25,7 +25,14 @@ from ebpfvpn.actions import (
     TimestampReceived,
 )
 from ebpfvpn.config import Config
-from ebpfvpn.datapath import Confirmed, DatapathError, Left, MessagesUsed, TooLong
+from ebpfvpn.datapath import (
+    Confirmed,
+    DatapathError,
+    Left,
+    MessagesUsed,
+    PathChanged,
+    TooLong,
+)
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
@@ -43,8 +50,6 @@ _NETWORK_SETTLES = 0.05
 """Seconds to wait for more after something about the network changed."""
 _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
-
-_DATA = bytes([wire.Data.TYPE])
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +215,9 @@ class Daemon:
         self.device.adopt(number, left, now())
 
     def _renew(self, peers: list[int]) -> None:
-        """New sessions for those whose packets go through an older version's programs."""
+        """New sessions for those whose packets take a way that is to be left."""
         for number in peers[:_RENEWED_AT_ONCE]:
-            self.device.want_session(number, now())
+            self.device.renew(number, now())
         self._act()
         if rest := peers[_RENEWED_AT_ONCE:]:
             self._loop.call_later(_RENEWAL_PAUSE, self._renew, rest)
@@ -227,15 +232,11 @@ class Daemon:
         self._act()
 
     def _udp_readable(self, sock: socket.socket) -> None:
+        messages = self.datapath.messages(sock)
         # First: a session confirmed by its first packet comes before an initiation after that.
         self._take_events()
-        for data, source, tos in self.interface.udp.receive(sock):
-            # The socket's filter let in well-formed messages and live sessions alone.
-            if data[:1] == _DATA:
-                self.datapath.reinject(data, source, tos)
-                self.counters["reinjected"] += 1
-            else:
-                self.device.receive(data, source, now())
+        for data, source in messages:
+            self.device.receive(data, source, now())
         self._act()
 
     def _tun_readable(self) -> None:
@@ -254,6 +255,8 @@ class Daemon:
             elif isinstance(event, TooLong):
                 self.interface.udp.send(event.message, event.endpoint, event.tos)
                 self.counters["sent_fragmented"] += 1
+            elif isinstance(event, PathChanged):
+                self._path_changed(event)
             elif isinstance(event, MessagesUsed):
                 self.device.messages_used(event.peer, event.local_index, now())
             elif (endpoint := self.datapath.endpoint(event.peer)) is not None:
@@ -262,8 +265,16 @@ class Daemon:
         if events:
             self._log_ways()
 
+    def _path_changed(self, event: PathChanged) -> None:
+        if event.sealing_lost:
+            peers = self.device.sealing_lost(now())
+        else:
+            peers = [n for n in self.interface.peers if self.device.has_session(n, now())]
+        self._renew(peers)
+
     def _network_readable(self) -> None:
         self.interface.monitor.read()
+        self._check_path()
         if self._settle is None:
             self._settle = self._loop.call_later(_NETWORK_SETTLES, self._network_changed)
 
@@ -276,6 +287,7 @@ class Daemon:
         """Feeds the timers that hang on data packets."""
         # First, so that one failure does not end the timers of all peers.
         self._loop.call_later(POLL_INTERVAL, self._poll)
+        self._check_path()
         sessions = self.datapath.sessions()
         if sessions:
             counters: dict[int, int] = {}
@@ -294,6 +306,10 @@ class Daemon:
                     self.device.traffic(number, traffic[number], counter, now())
         # Always: the loop's clock stands still while the machine is suspended, deadlines do not.
         self._act()
+
+    def _check_path(self) -> None:
+        self.datapath.check()
+        self._datapath_readable()
 
     def _advance(self) -> None:
         self._wake = None

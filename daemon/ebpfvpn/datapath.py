@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
@@ -53,6 +53,32 @@ class Traffic:
     `replayed` and `late` not authenticated: what is dropped may have been forged."""
 
 
+def added(one: Traffic, other: Traffic) -> Traffic:
+    """Of a peer whose packets take two ways."""
+    last_received = max(one.last_received, other.last_received)
+    last_sent = max(one.last_sent, other.last_sent)
+    # What one way waits for may have come by the other.
+    unanswered = [t for t in (one.unanswered_since, other.unanswered_since) if t > last_received]
+    unacknowledged = [
+        t for t in (one.unacknowledged_since, other.unacknowledged_since) if t > last_sent
+    ]
+    return Traffic(
+        one.tx_packets + other.tx_packets,
+        one.tx_bytes + other.tx_bytes,
+        one.rx_packets + other.rx_packets,
+        one.rx_bytes + other.rx_bytes,
+        last_sent,
+        max(one.last_data_sent, other.last_data_sent),
+        last_received,
+        max(one.last_data_received, other.last_data_received),
+        min(unanswered, default=0.0),
+        min(unacknowledged, default=0.0),
+        one.replayed + other.replayed,
+        one.late + other.late,
+        max(one.max_lateness, other.max_lateness),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SessionState:
     """One live session, and how far it is."""
@@ -62,6 +88,23 @@ class SessionState:
     send_counter: int
     receive_highest: int
     """Highest authenticated counter plus one; 0: none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """The receiving half of a session, with its replay window: with it another datapath goes on
+    where the one that gave it away stopped. (The sending half never changes hands.)"""
+
+    peer: int
+    session: Session
+    key: bytes = field(repr=False)
+    """32 bytes."""
+    highest: int
+    """Highest authenticated counter plus one."""
+    base: int
+    """A multiple of 64, and at most `highest`."""
+    seen: int
+    """Bit i: the counter `base` + i was seen. What is below `base` counts as seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +159,15 @@ class MessagesUsed:
     local_index: int
 
 
-Event = Confirmed | Roamed | TooLong | MessagesUsed
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """Another path moves packets from now on: every peer that has a session needs a new one."""
+
+    sealing_lost: bool
+    """What there are of sessions only open."""
+
+
+Event = Confirmed | Roamed | TooLong | MessagesUsed | PathChanged
 
 
 class Datapath(Protocol):

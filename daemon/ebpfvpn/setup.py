@@ -14,18 +14,21 @@ from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from ebpfvpn import handover, keys
+from ebpfvpn import handover, keys, underlay
 from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
-from ebpfvpn.datapath import Datapath, Left
+from ebpfvpn.datapath import DatapathError, Left
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.kernel import adoption, bpffs, generation, underlay
-from ebpfvpn.kernel.adoption import Found, Wanted
+from ebpfvpn.kernel import adoption, bpffs, generation
+from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
 from ebpfvpn.kernel.datapath import KernelDatapath, shape
 from ebpfvpn.netlink import Monitor, Netlink
+from ebpfvpn.path_mtu import PathMtu
+from ebpfvpn.paths import Paths
 from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
+from ebpfvpn.userspace.datapath import UserspaceDatapath
 
 OVERHEAD = 80
 """Of a message over IPv6: 40 + 8 + 16 + 16 bytes."""
@@ -41,7 +44,7 @@ class Interface:
     tun: Tun
     udp: UdpSockets
     monitor: Monitor
-    datapath: Datapath
+    datapath: Paths
     peers: dict[int, PeerConfig]
     """By number."""
     left: dict[int, Left]
@@ -62,14 +65,13 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     """In the network namespace of this thread. `undo` then holds what lets go of everything; what
     is in the kernel stays, until `Datapath.remove`. If this fails, nothing new is left.
     OperatorError, DatapathError, OSError."""
-    bpffs.mount()
     undo.callback(bpffs.NameLock(config.name).release)
     monitor = Monitor()
     undo.callback(monitor.close)
     netlink = Netlink()
     undo.callback(netlink.close)
     mtu = config.interface.mtu or _mtu(netlink, config)
-    found = adoption.find(netlink, config.name, _wanted(config, mtu))
+    found, missing = _find(netlink, config, mtu)
     kept = handover.inherited()
     tun = _tun(netlink, config.name, found, kept.pop(_TUN, None))
     undo.callback(tun.close)
@@ -82,7 +84,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     netlink.set_mtu(tun.ifindex, mtu)
     # Now, before peers are removed and another generation takes its place.
     before = adoption.read_allowed_ips(found.newest) if found.newest else {}
-    datapath = _datapath(config, found, tun, udp, mtu, fwmark)
+    datapath = _paths(config, found, missing, tun, udp, PathMtu(netlink, fwmark), mtu, fwmark)
     with contextlib.ExitStack() as failed:
         failed.callback(datapath.close if found.newest else datapath.remove)
         for sock in udp.sockets:
@@ -92,7 +94,6 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         _route(config, routes, fwmark)
         if found.newest:
             routes.remove(before, found.newest.facts.fwmark, config.networks(), fwmark)
-        tun.persist()
         failed.pop_all()
     undo.callback(datapath.close)
     return Interface(
@@ -116,25 +117,71 @@ def _fwmark(netlink: Netlink, config: Config, routes: AllowedIpRoutes, found: Fo
     return fwmark
 
 
-def _datapath(
-    config: Config, found: Found, tun: Tun, udp: UdpSockets, mtu: int, fwmark: int
-) -> Datapath:
-    return KernelDatapath(
-        config.name,
-        tun_ifindex=tun.ifindex,
-        listen_port=udp.port,
-        mtu=mtu,
-        fwmark=fwmark,
-        peers=len(config.peers),
-        identity=_identity(config),
-        attach_mode=config.interface.attach_mode,
-        rekey_after_messages=config.interface.rekey_after_messages,
-        replay_window=config.interface.replay_window,
-        found=found,
+def _find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
+    """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
+    known yet. DatapathError."""
+    try:
+        bpffs.mount()
+    except DatapathError as error:
+        return NOTHING, str(error)
+    return adoption.find(netlink, config.name, _wanted(config, mtu)), ""
+
+
+def _paths(
+    config: Config, found: Found, missing: str, tun: Tun, udp: UdpSockets, path_mtu: PathMtu,
+    mtu: int, fwmark: int,
+) -> Paths:  # fmt: skip
+    """DatapathError: there must be a kernel path, and there cannot."""
+    interface = config.interface
+
+    def build(found: Found = NOTHING) -> KernelDatapath:
+        bpffs.mount()
+        return KernelDatapath(
+            config.name,
+            tun_ifindex=tun.ifindex,
+            listen_port=udp.port,
+            mtu=mtu,
+            fwmark=fwmark,
+            peers=len(config.peers),
+            identity=_identity(config),
+            attach_mode=interface.attach_mode,
+            rekey_after_messages=interface.rekey_after_messages,
+            replay_window=interface.replay_window,
+            found=found,
+        )
+
+    kernel, reason = None, "asked for"
+    if interface.datapath != "userspace":
+        try:
+            if missing:
+                raise DatapathError(missing)
+            kernel = build(found)
+            reason = "first choice" if interface.datapath == "auto" else reason
+        except DatapathError as error:
+            # Else the pinned programs would go on beside the other path.
+            if interface.datapath == "kernel" or found.newest:
+                raise
+            reason = str(error)
+    if kernel:
+        tun.persist()
+    return Paths(
+        tun=tun,
+        udp=udp,
+        userspace=UserspaceDatapath(
+            tun=tun,
+            udp=udp,
+            path_mtu=path_mtu,
+            mtu=mtu,
+            rekey_after_messages=interface.rekey_after_messages,
+            replay_window=interface.replay_window,
+        ),
+        kernel=kernel,
+        reason=reason,
+        build=None if interface.datapath == "userspace" else build,
     )
 
 
-def _peers(config: Config, datapath: Datapath) -> tuple[dict[int, PeerConfig], dict[int, Left]]:
+def _peers(config: Config, datapath: Paths) -> tuple[dict[int, PeerConfig], dict[int, Left]]:
     """By number: those that are wanted, and what was left of them. Others are removed."""
     left = datapath.left()
     peers = number_peers(config.peers, left)

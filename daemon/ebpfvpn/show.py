@@ -6,7 +6,7 @@ The text follows `wg show`. Secrets are never part of a status.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class DeviceStatus(TypedDict):
@@ -21,10 +21,11 @@ class DeviceStatus(TypedDict):
 
 class DatapathStatus(TypedDict):
     path: str
-    """"kernel"."""
+    """"kernel" or "userspace"."""
+    reason: str
     devices: list[DeviceStatus]
-    pins: str
-    """Directory of the pinned maps and programs."""
+    pins: NotRequired[str]
+    """Directory of the kernel path's pinned maps and programs."""
 
 
 class SessionStatus(TypedDict):
@@ -114,11 +115,12 @@ def _interface(status: Status) -> Iterator[str]:
     if status["fwmark"]:
         yield f"  fwmark: {status['fwmark']:#x}"
     yield f"  mtu: {status['mtu']}"
-    yield f"  path: {datapath['path']} (process {status['pid']})"
+    yield f"  path: {datapath['path']}, {datapath['reason']} (process {status['pid']})"
     for device in datapath["devices"]:
         modes = f"open {device['open']}, seal {device['seal']}"
         yield f"    {device['name']}: {modes} ({device['reason']})"
-    yield f"  maps: {datapath['pins']}"
+    if "pins" in datapath:
+        yield f"  maps: {datapath['pins']}"
 
 
 def _peer(peer: PeerStatus, now: float) -> Iterator[str]:

@@ -35,7 +35,11 @@ def of(daemon: Daemon) -> Status:
         ],
         "drops": daemon.datapath.drops(),
         "refused": dict(daemon.device.refused),
-        "daemon": dict(daemon.counters) | {"staged_dropped": daemon.staged.dropped},
+        "daemon": {
+            **daemon.counters,
+            **daemon.datapath.counters,
+            "staged_dropped": daemon.staged.dropped,
+        },
     }
 
 

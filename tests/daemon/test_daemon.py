@@ -37,6 +37,12 @@ class Fakes:
     def sessions(self) -> list[Any]:
         raise self.error
 
+    def check(self) -> None:
+        pass
+
+    def events(self) -> list[Any]:
+        return []
+
     def send(self, data: bytes, _: Endpoint) -> bool:
         self.sent.append(data)
         return True

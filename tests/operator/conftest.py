@@ -34,6 +34,7 @@ def status() -> show.Status:
         "file": f"/etc/ebpfvpn/{name}.conf",
         "datapath": {
             "path": "kernel",
+            "reason": "first choice",
             "devices": [
                 {"name": "eth7", "open": "tc", "seal": "tc", "reason": "MTU 9001 is above 3498"}
             ],

@@ -13,7 +13,7 @@ interface: wg7
   listening port: 51820
   fwmark: 0xca6c
   mtu: 1420
-  path: kernel (process 4321)
+  path: kernel, first choice (process 4321)
     eth7: open tc, seal tc (MTU 9001 is above 3498)
   maps: /sys/fs/bpf/ebpfvpn/wg7
 

