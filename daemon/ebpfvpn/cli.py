@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import stat
 import sys
 import tempfile
@@ -22,8 +20,7 @@ from ebpfvpn.errors import OperatorError
 from ebpfvpn.handover import Next
 
 TUN_DEVICE = Path("/dev/net/tun")
-OLDEST_KERNEL = (6, 1)
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
+_CAP_NET_ADMIN = 12
 
 
 class _Commands(click.Group):
@@ -231,15 +228,10 @@ def _check_essentials() -> None:
         raise OperatorError(
             f"{TUN_DEVICE}: {error.strerror}; run modprobe tun, or give the container this device"
         ) from error
-    release = platform.release()
-    version = re.match(r"(\d+)\.(\d+)", release)
-    if version and tuple(map(int, version.groups())) < OLDEST_KERNEL:
-        raise OperatorError(f"kernel {release} is too old: ebpfvpn needs Linux 6.1 or newer")
 
 
 def _check_privileges() -> None:
     status = Path("/proc/self/status").read_text()
     capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
-    held = [bool(capabilities >> bit & 1) for bit in (_CAP_NET_ADMIN, _CAP_BPF, _CAP_SYS_ADMIN)]
-    if not (held[0] and (held[1] or held[2])):
-        raise OperatorError("not enough rights: run this as root (CAP_NET_ADMIN and CAP_BPF)")
+    if not capabilities >> _CAP_NET_ADMIN & 1:
+        raise OperatorError("not enough rights: run this as root (CAP_NET_ADMIN)")

@@ -97,12 +97,12 @@ def _run(
     except BaseException:
         # What was up stays up, for the next daemon.
         if interface.is_new and not was_ready:
-            interface.datapath.remove()
+            interface.remove()
         raise
     if daemon.restarts:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
-    interface.datapath.remove()
+    interface.remove()
     handover.forget(interface.descriptors())
     return None
 
@@ -159,8 +159,9 @@ class Daemon:
                 loop.add_reader(sock.fileno(), self._udp_readable, sock)
             self._poll()
             self._act()
-            log.info("%s: port %d, MTU %d", self.config.name, self.interface.udp.port,
-                     self.interface.mtu)  # fmt: skip
+            chosen = self.datapath.describe()
+            log.info("%s: port %d, MTU %d, path %s (%s)", self.config.name, self.interface.udp.port,
+                     self.interface.mtu, chosen["path"], chosen["reason"])  # fmt: skip
             ready()
             handover.ready(self.interface.descriptors())
             try:

@@ -20,7 +20,7 @@ from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
 from ebpfvpn.datapath import DatapathError, Left
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.kernel import adoption, bpffs, generation
+from ebpfvpn.kernel import adoption, bpffs, features, generation
 from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
 from ebpfvpn.kernel.datapath import KernelDatapath, shape
 from ebpfvpn.netlink import Monitor, Netlink
@@ -55,6 +55,16 @@ class Interface:
     mtu: int
     fwmark: int
 
+    def remove(self) -> None:
+        """Takes everything away."""
+        self.datapath.remove()
+        netlink = Netlink()
+        try:
+            AllowedIpRoutes.remove_rules(netlink, self.fwmark)
+            self.tun.persist(False)
+        finally:
+            netlink.close()
+
     def descriptors(self) -> dict[str, int]:
         """What the next daemon goes on with (handover.py)."""
         sockets = {f"udp{i}": sock.fileno() for i, sock in enumerate(self.udp.sockets)}
@@ -86,7 +96,11 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     before = adoption.read_allowed_ips(found.newest) if found.newest else {}
     datapath = _paths(config, found, missing, tun, udp, PathMtu(netlink, fwmark), mtu, fwmark)
     with contextlib.ExitStack() as failed:
-        failed.callback(datapath.close if found.newest else datapath.remove)
+        if found.newest:
+            failed.callback(datapath.close)
+        else:
+            failed.callback(AllowedIpRoutes.remove_rules, netlink, fwmark)
+            failed.callback(datapath.remove)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
         peers, left = _peers(config, datapath)
@@ -121,8 +135,10 @@ def _find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
     """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
     known yet. DatapathError."""
     try:
-        bpffs.mount()
+        features.require()
     except DatapathError as error:
+        if generation.directories(config.name):
+            raise
         return NOTHING, str(error)
     return adoption.find(netlink, config.name, _wanted(config, mtu)), ""
 
@@ -135,7 +151,7 @@ def _paths(
     interface = config.interface
 
     def build(found: Found = NOTHING) -> KernelDatapath:
-        bpffs.mount()
+        features.require()
         return KernelDatapath(
             config.name,
             tun_ifindex=tun.ifindex,
@@ -158,8 +174,10 @@ def _paths(
             kernel = build(found)
             reason = "first choice" if interface.datapath == "auto" else reason
         except DatapathError as error:
-            # Else the pinned programs would go on beside the other path.
-            if interface.datapath == "kernel" or found.newest:
+            if interface.datapath == "kernel":
+                raise DatapathError(f"Datapath = kernel cannot be: {error}") from None
+            # The pinned programs would go on beside the other path.
+            if found.newest:
                 raise
             reason = str(error)
     if kernel:

@@ -24,7 +24,6 @@ _CLONE_NEWNET = 0x40000000
 def clean(name: str) -> None:
     """Takes away what is left of the tunnel NAME; nothing happens where nothing is left.
     DatapathError where it runs."""
-    bpffs.mount()
     lock = bpffs.NameLock(name)
     try:
         netlink = Netlink()
