@@ -173,11 +173,18 @@ class Paths:
             self._gone_traffic[number] = added(before, traffic) if before else traffic
         self._gone_drops.update(kernel.drops())
         self._take_back()
-        kernel.discard()
+        # In a thread, so that packets go on meanwhile.
+        self._builder.submit(self._discard, kernel)
         # What is left of it goes with this process.
         self._tun.persist(False)
         self._events.append(PathChanged(sealing_lost=True))
         self._try_later()
+
+    def _discard(self, kernel: KernelDatapath) -> None:
+        try:
+            kernel.discard()
+        except (DatapathError, OSError) as error:
+            log.error("what is left of the kernel path cannot be taken away: %s", error)
 
     def _take_back(self) -> None:
         assert self._kernel is not None

@@ -342,10 +342,12 @@ class KernelDatapath:
         self._ways.network_changed()
 
     def release(self) -> list[Receiving]:
-        """Opens nothing any more, from here on: the receiving halves of all live sessions."""
-        config = layout.Config.from_buffer_copy(self._map("config").lookup(number(0)) or b"")
-        config.listen_port = 0
-        self._map("config").update(number(0), bytes(config))
+        """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
+        halves of all live sessions."""
+        facts = self._generation.facts
+        hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
+        self._ways.stop_opening()
+        # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()
 

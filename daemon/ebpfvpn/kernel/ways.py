@@ -112,6 +112,10 @@ class Ways:
         for key in self._endpoints.keys():  # noqa: SIM118
             self._resolve(layout.from_number(key))
 
+    def stop_opening(self) -> None:
+        for ifindex in self.attachments:
+            attach.stop_opening(self._tunnel, ifindex)
+
     def detach(self) -> None:
         """From all devices."""
         for ifindex in list(self.attachments):
