@@ -23,6 +23,7 @@ from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel import adoption, bpffs, generation, underlay
 from ebpfvpn.kernel.adoption import Found, Wanted
 from ebpfvpn.kernel.datapath import KernelDatapath, shape
+from ebpfvpn.losses import Losses
 from ebpfvpn.netlink import Monitor, Netlink
 from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
@@ -41,7 +42,9 @@ class Interface:
     tun: Tun
     udp: UdpSockets
     monitor: Monitor
+    netlink: Netlink
     datapath: Datapath
+    losses: Losses
     peers: dict[int, PeerConfig]
     """By number."""
     left: dict[int, Left]
@@ -76,10 +79,17 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
     fwmark = _fwmark(netlink, config, routes, found)
     port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
-    udp = UdpSockets(port, fwmark, kept.values())
+    udp = UdpSockets(
+        port,
+        fwmark,
+        kept.values(),
+        send_buffer=config.interface.send_buffer,
+        recv_buffer=config.interface.recv_buffer,
+    )
     undo.callback(udp.close)
     _no_link_local(config.name)
     netlink.set_mtu(tun.ifindex, mtu)
+    netlink.set_queue_length(tun.ifindex, config.interface.tx_queue_length)
     # Now, before peers are removed and another generation takes its place.
     before = adoption.read_allowed_ips(found.newest) if found.newest else {}
     datapath = _datapath(config, found, tun, udp, mtu, fwmark)
@@ -87,6 +97,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         failed.callback(datapath.close if found.newest else datapath.remove)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
+        losses = Losses(udp, datapath)
         peers, left = _peers(config, datapath)
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
@@ -99,7 +110,9 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         tun=tun,
         udp=udp,
         monitor=monitor,
+        netlink=netlink,
         datapath=datapath,
+        losses=losses,
         peers=peers,
         left=left,
         is_new=not found.newest,
