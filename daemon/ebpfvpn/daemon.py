@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -99,11 +100,16 @@ def _run(
         if interface.is_new and not was_ready:
             interface.remove()
         raise
-    if daemon.restarts:
+    if daemon.restarts and not daemon.tun_is_gone:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
     interface.remove()
     handover.forget(interface.descriptors())
+    if daemon.tun_is_gone:
+        raise OperatorError(
+            f"{config.name}: somebody deleted the device {config.name}, so everything else of the "
+            "tunnel was taken away too; run ebpfvpn up again"
+        )
     return None
 
 
@@ -135,6 +141,8 @@ class Daemon:
         self.started = now()
         self.restarts = False
         """It stops to make room for the next one."""
+        self.tun_is_gone = False
+        """It stops because somebody deleted the TUN device."""
         self._stop = asyncio.Event()
         self._wake: asyncio.TimerHandle | None = None
         self._settle: asyncio.TimerHandle | None = None
@@ -241,8 +249,18 @@ class Daemon:
         self._act()
 
     def _tun_readable(self) -> None:
-        self.first_packets.read(now())
+        try:
+            self.first_packets.read(now())
+        except OSError as error:
+            if error.errno != errno.EBADFD:
+                raise
+            self._tun_gone()
         self._act()
+
+    def _tun_gone(self) -> None:
+        self.tun_is_gone = True
+        self._loop.remove_reader(self.interface.tun.fileno())
+        self._stop.set()
 
     def _datapath_readable(self) -> None:
         self._take_events()

@@ -11,11 +11,15 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from ebpfvpn import tai64n
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
+
+DatapathChoice = Literal["auto", "kernel", "userspace"]
+"""What the operator may ask for; auto: the best that works."""
+DATAPATH_CHOICES: tuple[DatapathChoice, ...] = get_args(DatapathChoice)
 
 REPLAY_WINDOW = 8192
 """Packets, unless told: how far behind the newest one, itself included, a packet is taken."""
@@ -228,11 +232,13 @@ class Datapath(Protocol):
     def sessions(self) -> list[SessionState]: ...
 
     def drops(self) -> dict[str, int]:
-        """Packets dropped or handed on, by reason; every reason is there, zeros included."""
+        """Packets dropped or handed on, by reason; every reason is there, zeros included.
+        "socket_refused" is what the filters of the daemon's UDP sockets refused."""
 
     def accept_only_messages(self, sock: socket.socket) -> None:
         """From now on the daemon's UDP socket takes well-formed handshake messages, and data
-        messages of live sessions (for `reinject`); the rest is counted in `drops`."""
+        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
+        "socket_refused"."""
 
     def events_fd(self) -> int:
         """Readable when `events` has something."""

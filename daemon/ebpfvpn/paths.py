@@ -339,7 +339,8 @@ class Paths:
         return [state for path in self._both() for state in path.sessions()]
 
     def drops(self) -> dict[str, int]:
-        total = Counter(self._gone_drops)
+        total = Counter({"socket_refused": 0})
+        total.update(self._gone_drops)
         for path in self._both():
             total.update(path.drops())
         return dict(total)

@@ -23,6 +23,7 @@ from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel import adoption, bpffs, features, generation
 from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
 from ebpfvpn.kernel.datapath import KernelDatapath, shape
+from ebpfvpn.losses import Losses
 from ebpfvpn.netlink import Monitor, Netlink
 from ebpfvpn.path_mtu import PathMtu
 from ebpfvpn.paths import Paths
@@ -44,7 +45,9 @@ class Interface:
     tun: Tun
     udp: UdpSockets
     monitor: Monitor
+    netlink: Netlink
     datapath: Paths
+    losses: Losses
     peers: dict[int, PeerConfig]
     """By number."""
     left: dict[int, Left]
@@ -88,10 +91,17 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
     fwmark = _fwmark(netlink, config, routes, found)
     port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
-    udp = UdpSockets(port, fwmark, kept.values())
+    udp = UdpSockets(
+        port,
+        fwmark,
+        kept.values(),
+        send_buffer=config.interface.send_buffer,
+        recv_buffer=config.interface.recv_buffer,
+    )
     undo.callback(udp.close)
     _no_link_local(config.name)
     netlink.set_mtu(tun.ifindex, mtu)
+    netlink.set_queue_length(tun.ifindex, config.interface.tx_queue_length)
     # Now, before peers are removed and another generation takes its place.
     before = adoption.read_allowed_ips(found.newest) if found.newest else {}
     datapath = _paths(config, found, missing, tun, udp, PathMtu(netlink, fwmark), mtu, fwmark)
@@ -103,6 +113,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             failed.callback(datapath.remove)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
+        losses = Losses(udp, datapath)
         peers, left = _peers(config, datapath)
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
@@ -114,7 +125,9 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         tun=tun,
         udp=udp,
         monitor=monitor,
+        netlink=netlink,
         datapath=datapath,
+        losses=losses,
         peers=peers,
         left=left,
         is_new=not found.newest,

@@ -101,7 +101,10 @@ def test_help_names_every_command(invoke: Invoke) -> None:
         assert f"\n  {command} " in invoke("--help").output
 
 
-@pytest.mark.parametrize("arguments", [["up"], ["nonsense"], ["up", "a", "b"], ["show", "--xml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["up"], ["nonsense"], ["up", "a", "b"], ["up", "--datapath", "ebpf", "a"], ["show", "--xml"]],
+)
 def test_wrong_usage(invoke: Invoke, arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
 
@@ -160,6 +163,24 @@ def test_up_show_down(node: Node, file: Path, run_directory: Path) -> None:
     assert list(run_directory.iterdir()) == []
     assert one_line(node("down", file)) == "wgfake is not up"
     assert node("down", file).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "expected"),
+    [
+        ("", [], "auto"),
+        ("#! Datapath = kernel\n", [], "kernel"),
+        ("", ["--datapath", "userspace"], "userspace"),
+        ("#! Datapath = kernel\n", ["--datapath", "auto"], "auto"),
+    ],
+)
+def test_the_option_goes_before_the_file(
+    node: Node, file: Path, tmp_path: Path, line: str, option: list[str], expected: str
+) -> None:
+    file.write_text(file.read_text() + line)
+    result = node("up", file, *option)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "datapath").read_text() == expected
 
 
 def test_show_of_several(node: Node, file: Path, tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ def _detach(of: Generation, tunnel: Tunnel | None, netlink: Netlink) -> None:
 def _remove_tun(of: Generation, netlink: Netlink) -> None:
     """And the rules that lead to it, unless another device has its number now."""
     link = netlink.link(of.facts.tun)
-    if link is not None and link.alias == alias(of.name):
-        AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+    if link is not None and link.alias != alias(of.name):
+        return
+    AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+    if link is not None:
         netlink.delete_link(link.ifindex)
 
 

@@ -53,8 +53,8 @@ _DESTINATION4 = Struct(f"{_START + 16}x4s")
 _DESTINATION6 = Struct(f"{_START + 24}x16s")
 
 REASONS = (
-    "expired_receive", "replayed", "too_old", "bad_tag", "malformed_inner", "source_not_allowed",
-    "ecn", "no_session", "expired_send", "no_endpoint", "no_route",
+    "unknown_index", "expired_receive", "replayed", "too_old", "bad_tag", "malformed_inner",
+    "source_not_allowed", "ecn", "no_session", "expired_send", "no_endpoint", "no_route",
 )  # fmt: skip
 """As in ebpf/drops.h."""
 OWN_REASONS = ("send_buffer_full", "send_failed", "stack_refused")
