@@ -80,7 +80,7 @@ def ebpfvpn(path: str) -> Up:
         if path == "userspace":
             pair = EbpfvpnPair(here, "bench", datapath=path)
         else:
-            pair = EbpfvpnPair(here, "bench", attach_mode=path)
+            pair = EbpfvpnPair(here, "bench", attach_mode=path, datapath="kernel")
         pair.up()
         # Devices are attached when the peer's endpoint is known: the right one learns it by this.
         here.left.run("ping", "-c", "1", "-W", "5", pair.addresses[1])

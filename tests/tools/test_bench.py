@@ -22,7 +22,14 @@ from tinc_pair import TincPair
 BENCH = str(ROOT / "tools/bench")
 
 # tinc and OpenVPN have a test of their own, for all at once take too long.
-CANDIDATES = ("ebpfvpn-native", "ebpfvpn-generic", "ebpfvpn-tc", "wireguard-go", "none")
+CANDIDATES = (
+    "ebpfvpn-native",
+    "ebpfvpn-generic",
+    "ebpfvpn-tc",
+    "ebpfvpn-userspace",
+    "wireguard-go",
+    "none",
+)
 
 
 @pytest.mark.parametrize("options", [[], ["--underlay", "super", "--napi-threaded"]])
