@@ -243,19 +243,23 @@ class Daemon:
     def _udp_readable(self, sock: socket.socket) -> None:
         messages = self.datapath.messages(sock)
         # First: a session confirmed by its first packet comes before an initiation after that.
-        self._take_events()
+        told = self._take_events()
         for data, source in messages:
             self.device.receive(data, source, now())
-        self._act()
+        if told or messages:
+            self._act()
 
     def _tun_readable(self) -> None:
         try:
-            self.first_packets.read(now())
+            found = self.first_packets.read(now())
         except OSError as error:
             if error.errno != errno.EBADFD:
                 raise
             self._tun_gone()
-        self._act()
+            return
+        # With sessions in userspace every packet comes here: what it does not need costs too much.
+        if self._take_events() or found:
+            self._act()
 
     def _tun_gone(self) -> None:
         self.tun_is_gone = True
@@ -266,7 +270,8 @@ class Daemon:
         self._take_events()
         self._act()
 
-    def _take_events(self) -> None:
+    def _take_events(self) -> bool:
+        """Whether there were any."""
         events = self.datapath.events()
         for event in events:
             if isinstance(event, Confirmed):
@@ -283,6 +288,7 @@ class Daemon:
                 self.device.set_endpoint(event.peer, endpoint)
         if events:
             self._log_ways()
+        return bool(events)
 
     def _path_changed(self, event: PathChanged) -> None:
         if event.sealing_lost:
