@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import signal
 import socket
 import time
@@ -102,7 +101,7 @@ def _run(
         raise
     if daemon.restarts and not daemon.tun_is_gone:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
+        return interface.descriptors_of_restart()
     interface.remove()
     handover.forget(interface.descriptors())
     if daemon.tun_is_gone:
@@ -295,6 +294,8 @@ class Daemon:
             peers = self.device.sealing_lost(now())
         else:
             peers = [n for n in self.interface.peers if self.device.has_session(n, now())]
+        for sock in self.interface.udp.sockets:
+            self._loop.call_soon(self._udp_readable, sock)
         self._renew(peers)
 
     def _network_readable(self) -> None:

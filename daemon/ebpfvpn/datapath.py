@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, Protocol, get_args
 
@@ -126,7 +126,14 @@ class Left:
     timestamp: bytes = tai64n.NEVER
     """See `Datapath.set_timestamp`."""
     renew: bool = False
-    """It has sessions in an older version's programs, which new ones should replace."""
+    """It has sessions that should be replaced by new ones: in an older version's programs, or in a
+    path that is left."""
+
+    def only_opening(self) -> Left:
+        """None of its sessions seals any more."""
+        sessions = [one for one in (self.current, self.next, *self.others) if one]
+        renew = self.renew or self.current is not None or self.next is not None
+        return replace(self, current=None, next=None, others=sessions, renew=renew)
 
 
 @dataclass(frozen=True, slots=True)

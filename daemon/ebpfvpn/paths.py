@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
 from ebpfvpn import tai64n, wire
@@ -38,6 +38,7 @@ from ebpfvpn.keypair import Keypair
 from ebpfvpn.tun import Tun
 from ebpfvpn.udp import UdpSockets
 from ebpfvpn.userspace.datapath import UserspaceDatapath
+from ebpfvpn.userspace.state import PeerState
 
 Network = IPv4Network | IPv6Network
 Message = tuple[bytes, Endpoint]
@@ -66,20 +67,23 @@ class Paths:
     def __init__(
         self, *, tun: Tun, udp: UdpSockets, userspace: UserspaceDatapath,
         kernel: KernelDatapath | None, reason: str, build: Callable[[], KernelDatapath] | None,
+        state: Sequence[PeerState] = (),
     ) -> None:  # fmt: skip
         """`kernel` in front, if there is one, for a `reason` that the operator is told; `build`
         makes one when it can, in any thread (DatapathError: why it cannot); None: no other is
-        wanted."""
+        wanted. `state`: of the process before."""
         self._tun = tun
         self._udp = udp
         self._userspace = userspace
         self._kernel: KernelDatapath | None = None
         self._build = build
+        self._state = state
         self._reason = reason
         self._peers: dict[int, _Known] = {}
         self._in_userspace: set[int] = set()
         """Peers that are sealed for there, although there is a kernel path."""
         self._filtered: set[socket.socket] = set()
+        self._joined = {sock for sock in udp.sockets if udp.joins(sock)}
         self._events: list[Event] = []
         self._gone_traffic: dict[int, Traffic] = {}
         self._gone_drops: Counter[str] = Counter()
@@ -92,11 +96,11 @@ class Paths:
         self._since = _now()
         self._poll = select.epoll()
         self._poll.register(userspace.events_fd(), select.EPOLLIN)
-        if kernel is None:
-            userspace.alone(True)
-        else:
-            userspace.alone(False)
+        userspace.alone(kernel is None)
+        if kernel is not None:
             self._take_front(kernel)
+        else:
+            self._joined = set(udp.sockets)
 
     def _take_front(self, kernel: KernelDatapath) -> None:
         self._kernel = kernel
@@ -113,7 +117,12 @@ class Paths:
         """Handshake messages, and what is no message at all, that wait on a UDP socket. Data
         messages are opened."""
         found = []
-        for data, source, tos in self._userspace.messages(sock):
+        if self._kernel is not None and sock in self._joined:
+            self._joined.discard(sock)
+            arrived = self._userspace.end_joining(sock)
+        else:
+            arrived = self._userspace.messages(sock)
+        for data, source, tos in arrived:
             if data[:1] != bytes([_DATA]):
                 found.append((data, source))
             elif self._kernel is not None:
@@ -147,7 +156,7 @@ class Paths:
                     log.warning("repaired: %s", line)
                     self.counters["repairs"] += 1
             except (DatapathError, OSError) as error:
-                self._go_down(self._kernel, str(error))
+                self._fall(self._kernel, str(error))
                 return
             self._filter()
             if _now() > self._since + _HELD:
@@ -158,14 +167,26 @@ class Paths:
         elif self._build is not None and _now() >= self._next_try:
             self._building = self._builder.submit(self._build_front, dict(self._peers))
 
-    def _go_down(self, kernel: KernelDatapath, reason: str) -> None:
+    def leave_kernel(self) -> None:
+        """It is not wanted any more. Its sessions only open (Left.only_opening)."""
+        assert self._kernel is not None
+        self._go_down(self._kernel)
+        self._reason = "asked for"
+
+    def _fall(self, kernel: KernelDatapath, reason: str) -> None:
         log.error("the kernel path is broken: %s; going on in userspace", reason)
         self.counters["path_down"] += 1
         self._reason = reason
-        for sock in self._filtered:
+        self._go_down(kernel)
+        self._events.append(PathChanged(sealing_lost=True))
+        self._try_later()
+
+    def _go_down(self, kernel: KernelDatapath) -> None:
+        for sock in self._udp.sockets:
             self._udp.accept_all(sock)
         self._filtered.clear()
         self._userspace.alone(True)
+        self._joined = set(self._udp.sockets)
         for half in kernel.release():
             self._userspace.install_receiving(half)
         for number, traffic in kernel.traffic().items():
@@ -177,8 +198,6 @@ class Paths:
         self._builder.submit(self._discard, kernel)
         # What is left of it goes with this process.
         self._tun.persist(False)
-        self._events.append(PathChanged(sealing_lost=True))
-        self._try_later()
 
     def _discard(self, kernel: KernelDatapath) -> None:
         try:
@@ -234,12 +253,16 @@ class Paths:
             endpoint = self._userspace.endpoint(number)
             if endpoint is not None and endpoint != kernel.endpoint(number):
                 kernel.set_endpoint(number, endpoint)
-        self._in_userspace = {
-            state.peer for state in self._userspace.sessions() if self._userspace.seals(state.peer)
-        }
         self._userspace.alone(False)
         self._take_front(kernel)
         self._tun.persist()
+        self._now_in_front()
+
+    def _now_in_front(self) -> None:
+        """New sessions are made there, while those in userspace go on."""
+        self._in_userspace = {
+            state.peer for state in self._userspace.sessions() if self._userspace.seals(state.peer)
+        }
         self._events.append(PathChanged(sealing_lost=False))
 
     def _filter(self) -> None:
@@ -256,14 +279,40 @@ class Paths:
     # What the daemon says.
 
     def left(self) -> list[Left]:
-        found = self._kernel.left() if self._kernel else []
-        for one in found:
-            if one.number is not None:
-                self._peers[one.number] = _Known(one.public_key, (), one.timestamp)
+        here = {peer.number: self._userspace.restore(peer) for peer in self._state}
+        found = []
+        for one in self._kernel.left() if self._kernel else []:
+            if one.number is None:
+                found.append(one)
+            elif one.number in here:
+                found.append(_joined(one, here.pop(one.number)))
+            else:
                 self._userspace.add_peer(one.number, one.public_key)
                 if one.endpoint is not None:
                     self._userspace.set_endpoint(one.number, one.endpoint)
+                found.append(one)
+        for number, one in here.items():
+            if self._kernel is not None:
+                self._add_in_front(self._kernel, number, one)
+            found.append(one)
+        for one in found:
+            if one.number is not None:
+                self._peers[one.number] = _Known(one.public_key, (), one.timestamp)
+        if self._kernel is not None and self._state:
+            self._now_in_front()
         return found
+
+    def _add_in_front(self, kernel: KernelDatapath, number: int, known: Left) -> None:
+        kernel.add_peer(number, known.public_key)
+        kernel.set_timestamp(number, known.timestamp)
+        if known.endpoint is not None:
+            kernel.set_endpoint(number, known.endpoint)
+
+    def state(self) -> list[PeerState]:
+        """What the process that follows goes on with; empty where nothing of it is here."""
+        if not self._userspace.sessions():
+            return []
+        return self._userspace.state({n: peer.timestamp for n, peer in self._peers.items()})
 
     def remove_older(self) -> None:
         if self._kernel:
@@ -391,6 +440,19 @@ class Paths:
                 self._building.result().discard()
             self._building = None
         self._builder.shutdown()
+
+
+def _joined(front: Left, here: Left) -> Left:
+    """Of a peer that has sessions in both paths; new ones are the kernel path's."""
+    current, following = front.current or here.current, front.next or here.next
+    others = [
+        session
+        for session in (front.current, front.next, here.current, here.next)
+        if session and session not in (current, following)
+    ]
+    return replace(
+        front, current=current, next=following, others=[*others, *front.others, *here.others]
+    )
 
 
 def _now() -> float:

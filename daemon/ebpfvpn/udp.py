@@ -132,12 +132,17 @@ class UdpSockets:
                 raise
             self.port = sock.getsockname()[1]
 
-    def join(self, on: bool) -> None:
-        """Whether messages of one sender may arrive joined, where the kernel can (UDP_GRO, Linux
-        5.0)."""
-        for sock in self.sockets:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(_SOL_UDP, _UDP_GRO, int(on))
+    def join(self, sock: socket.socket, on: bool) -> None:
+        """Whether messages of one sender may arrive joined at one of `sockets`, where the kernel
+        can do that (UDP_GRO, Linux 5.0)."""
+        with contextlib.suppress(OSError):
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, int(on))
+
+    def joins(self, sock: socket.socket) -> bool:
+        try:
+            return sock.getsockopt(_SOL_UDP, _UDP_GRO) != 0
+        except OSError:
+            return False
 
     def accept_all(self, sock: socket.socket) -> None:
         """Takes the filter off that Datapath.accept_only_messages put on."""
