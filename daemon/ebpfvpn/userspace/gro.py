@@ -31,11 +31,11 @@ def _mask(ip: int, headers: int, *varying: tuple[int, int]) -> int:
     return int.from_bytes(mask, "big")
 
 
-def _masks(ip: int) -> dict[tuple[int, int], int]:
-    """By protocol and length of both headers."""
+def _masks(ip: int) -> dict[tuple[int, int, int], int]:
+    """By protocol, length of the IP header and of both."""
     tcp = [(ip + 13, ip + 14), (ip + 16, ip + 18)]  # flags, checksum
-    found = {(_TCP, ip + n): _mask(ip, ip + n, *tcp) for n in range(20, 61, 4)}
-    return found | {(_UDP, ip + 8): _mask(ip, ip + 8, (ip + 6, ip + 8))}
+    found = {(_TCP, ip, ip + n): _mask(ip, ip + n, *tcp) for n in range(20, 61, 4)}
+    return found | {(_UDP, ip, ip + 8): _mask(ip, ip + 8, (ip + 6, ip + 8))}
 
 
 _MASKS = _masks(20) | _masks(40)
@@ -101,7 +101,7 @@ class Gro:
         self._parts.append(memoryview(packet)[headers:length])
         self._protocol, self._ip, self._headers = protocol, ip, headers
         self._length = self._total = length
-        self._mask = _MASKS[protocol, headers]
+        self._mask = _MASKS[protocol, ip, headers]
         self._expected = int.from_bytes(packet[:headers], "big") & self._mask
         self._step = 0
         if protocol == _TCP:
@@ -117,7 +117,7 @@ class Gro:
             return 0
         if protocol == _TCP and length >= ip + 20:
             headers = ip + (packet[ip + 12] >> 2 & 0x3C)
-            plain = packet[ip + 13] & ~_PSH == _ACK and (_TCP, headers) in _MASKS
+            plain = packet[ip + 13] & ~_PSH == _ACK and (_TCP, ip, headers) in _MASKS
             return headers if plain and length > headers else 0
         if protocol == _UDP and self.udp and length > ip + 8:
             whole = length == ip + int.from_bytes(packet[ip + 4 : ip + 6], "big")
