@@ -103,13 +103,13 @@ class Gro:
         self._length = self._total = length
         self._mask = _MASKS[protocol, ip, headers]
         self._expected = int.from_bytes(packet[:headers], "big") & self._mask
-        self._step = 0
+        self._step = self._last_flags = 0
         if protocol == _TCP:
             self._last_flags = packet[ip + 13]
             self._step = length - headers << (headers - ip - 8) * 8
             self._expected += self._step
-            if self._last_flags & _PSH:
-                self._expected, self._step = -1, 0
+        if 2 * length - headers > _MOST or self._last_flags & _PSH:
+            self._expected, self._step = -1, 0
 
     def _joinable(self, packet: bytes, length: int, ip: int, protocol: int) -> int:
         """Length of the headers of one that others may follow; 0: it goes up by itself."""
