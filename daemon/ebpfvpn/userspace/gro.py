@@ -104,11 +104,14 @@ class Gro:
         self._mask = _MASKS[protocol, ip, headers]
         self._expected = int.from_bytes(packet[:headers], "big") & self._mask
         self._step = self._last_flags = 0
+        runs_over = False
         if protocol == _TCP:
             self._last_flags = packet[ip + 13]
             self._step = length - headers << (headers - ip - 8) * 8
             self._expected += self._step
-        if 2 * length - headers > _MOST or self._last_flags & _PSH:
+            # A sequence number that ran over would carry into the port.
+            runs_over = packet[ip + 4 : ip + 6] == b"\xff\xff"
+        if 2 * length - headers > _MOST or runs_over or self._last_flags & _PSH:
             self._expected, self._step = -1, 0
 
     def _joinable(self, packet: bytes, length: int, ip: int, protocol: int) -> int:
