@@ -116,7 +116,9 @@ class Gro:
 
     def _joinable(self, packet: bytes, length: int, ip: int, protocol: int) -> int:
         """Length of the headers of one that others may follow; 0: it goes up by itself."""
-        if not ip or (ip == 20 and (packet[6] & 0x3F or packet[7])):  # a fragment
+        # No fragment, nor to become one: where the kernel cuts it again, it gets another id, which
+        # then means nothing (RFC 6864, section 4.1).
+        if not ip or (ip == 20 and (packet[6] & 0x7F != 0x40 or packet[7])):
             return 0
         if protocol == _TCP and length >= ip + 20:
             headers = ip + (packet[ip + 12] >> 2 & 0x3C)
