@@ -131,7 +131,7 @@ def test_never_longer_than_a_packet_may_be(version: int, protocol: int, size: in
 def test_a_short_last_one_fits_too() -> None:
     for size in (32747, 32748, 32760, 40000):
         first = Segment(payload=bytes(size))
-        second = Segment(payload=bytes(size - 1), sequence=1000 + size)
+        second = Segment(payload=bytes(size - 1), sequence=1000 + size, identification=1)
         packets = [bytes(first), bytes(second)]
         assert [one for write in joined(packets) for one in write] == packets
 
