@@ -97,7 +97,8 @@ class Sealing:
             done += 1
             total += size
         session.send_counter = counter
-        peer.sent(done, total, now, data=data)
+        if done:
+            peer.sent(done, total, now, data=data)
 
     def flush(self) -> None:
         count, parts = self._count, self._parts
