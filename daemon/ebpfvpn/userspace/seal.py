@@ -110,9 +110,8 @@ class Sealing:
             self._send(self._peer, parts, self._tos, 0)
         elif self.segments:
             size = len(parts[0]) + len(parts[1])
-            refused = self._send(self._peer, parts, self._tos, size, count)
-            if refused in (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT):
-                # No segmentation on this way, or each is longer than it: one by one.
+            if self._send(self._peer, parts, self._tos, size, count):
+                # No segmentation on this way, say, or each is longer than it: one by one.
                 self._send_singly(self._peer, parts, self._tos)
         else:
             self._send_singly(self._peer, parts, self._tos)
