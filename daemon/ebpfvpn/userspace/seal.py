@@ -41,6 +41,8 @@ class Sealing:
         self._events = events
         self.segments = True
         """Whether many messages may go by one system call."""
+        self._stuck = False
+        """The send buffer was waited for in vain: not again until something goes."""
         self._peer: Peer | None = None
         self._tos = self._size = self._count = self._most = 0
         self._parts: list[bytes] = []
@@ -130,9 +132,13 @@ class Sealing:
             try:
                 destination.send(parts, tos, segment)
             except BlockingIOError:
+                if self._stuck:
+                    raise
                 destination.wait(_PATIENCE)
                 destination.send(parts, tos, segment)
+            self._stuck = False
         except OSError as error:
+            self._stuck = isinstance(error, BlockingIOError)
             if segment and error.errno not in (errno.EAGAIN, *_NO_ROUTE):
                 return error.errno or errno.EIO
             if isinstance(error, BlockingIOError):
