@@ -100,7 +100,8 @@ class Bench:
         return self.datapath._peers[PEER]
 
     @contextlib.contextmanager
-    def _clock(self) -> Iterator[None]:
+    def clock(self) -> Iterator[None]:
+        """The datapath's is this one's within."""
         real, module._now = module._now, lambda: self.now
         try:
             yield
@@ -114,21 +115,21 @@ class Bench:
         what is not for a session."""
         datagrams = [b"".join(messages)] if joined else messages
         self.udp.arrivals.extend((datagram, joined, source, tos) for datagram in datagrams)
-        with self._clock():
+        with self.clock():
             return self.datapath.messages(SOCKET)
 
     def leave(self, *packets: bytes, header: bytes = PLAIN) -> list[bytes]:
         """The stack sends; returns what the datapath does not."""
         self.tun.leaves(*packets, header=header)
-        with self._clock():
+        with self.clock():
             return list(self.datapath.packets())
 
     def send(self, *packets: bytes, peer: int = PEER) -> None:
-        with self._clock():
+        with self.clock():
             self.datapath.send(peer, packets)
 
     def reinject(self, message: bytes, source: Endpoint = REMOTE[4], tos: int = 0) -> None:
-        with self._clock():
+        with self.clock():
             self.datapath.reinject(message, source, tos)
 
     def texts(self, *, key: bytes = SEND_KEY) -> list[tuple[int, int, bytes]]:
