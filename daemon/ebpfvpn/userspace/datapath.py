@@ -132,6 +132,10 @@ class UserspaceDatapath:
             if peer is not None and self._goes(peer, packets[0], now):
                 ready += packets
                 continue
+            # What the daemon makes of it must not overtake these.
+            if before is not None:
+                self._sealing.seal(before, ready, now)
+                ready = []
             self._sealing.flush()
             for plain, size in packets:
                 yield bytes(plain[:size])

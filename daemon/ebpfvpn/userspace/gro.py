@@ -33,11 +33,11 @@ def _mask(ip: int, headers: int, *varying: tuple[int, int]) -> int:
     return int.from_bytes(mask, "big")
 
 
-def _masks(ip: int) -> dict[tuple[int, int], int]:
-    """By protocol and length of both headers."""
+def _masks(ip: int) -> dict[tuple[int, int, int], int]:
+    """By protocol, length of the IP header and of both."""
     tcp = [(ip + 13, ip + 14), (ip + 16, ip + 18)]  # flags, checksum
-    found = {(_TCP, ip + n): _mask(ip, ip + n, *tcp) for n in range(20, 61, 4)}
-    return found | {(_UDP, ip + 8): _mask(ip, ip + 8, (ip + 6, ip + 8))}
+    found = {(_TCP, ip, ip + n): _mask(ip, ip + n, *tcp) for n in range(20, 61, 4)}
+    return found | {(_UDP, ip, ip + 8): _mask(ip, ip + 8, (ip + 6, ip + 8))}
 
 
 _MASKS = _masks(20) | _masks(40)
@@ -105,23 +105,28 @@ class Gro:
         self._protocol, self._ip, self._headers = protocol, ip, headers
         self._length = self._total = length
         self._most = _MOST_PARTS[protocol]
-        self._mask = _MASKS[protocol, headers]
+        self._mask = _MASKS[protocol, ip, headers]
         self._expected = int.from_bytes(packet[:headers], "big") & self._mask
-        self._step = 0
+        self._step = self._last_flags = 0
+        runs_over = False
         if protocol == _TCP:
             self._last_flags = packet[ip + 13]
             self._step = length - headers << (headers - ip - 8) * 8
             self._expected += self._step
-            if self._last_flags & _PSH:
-                self._expected, self._step = -1, 0
+            # A sequence number that ran over would carry into the port.
+            runs_over = packet[ip + 4 : ip + 6] == b"\xff\xff"
+        if 2 * length - headers > _MOST or runs_over or self._last_flags & _PSH:
+            self._expected, self._step = -1, 0
 
     def _joinable(self, packet: bytes, length: int, ip: int, protocol: int) -> int:
         """Length of the headers of one that others may follow; 0: it goes up by itself."""
-        if not ip or (ip == 20 and (packet[6] & 0x3F or packet[7])):  # a fragment
+        # No fragment, nor to become one: where the kernel cuts it again, it gets another id, which
+        # then means nothing (RFC 6864, section 4.1).
+        if not ip or (ip == 20 and (packet[6] & 0x7F != 0x40 or packet[7])):
             return 0
         if protocol == _TCP and length >= ip + 20:
             headers = ip + (packet[ip + 12] >> 2 & 0x3C)
-            plain = packet[ip + 13] & ~_PSH == _ACK and (_TCP, headers) in _MASKS
+            plain = packet[ip + 13] & ~_PSH == _ACK and (_TCP, ip, headers) in _MASKS
             return headers if plain and length > headers else 0
         if protocol == _UDP and self.udp and length > ip + 8:
             whole = length == ip + int.from_bytes(packet[ip + 4 : ip + 6], "big")

@@ -14,9 +14,11 @@ from ebpfvpn.userspace import checksum
 from ebpfvpn.virtio_net import ECN, NEEDS_CHECKSUM, TCPV4, TCPV6, UDP, Header
 from ebpfvpn.wire import PADDING
 
-_TCP_SEQUENCE, _TCP_FLAGS, _TCP_CHECKSUM = 4, 13, 16
+_IPV4_HEADER, _IPV6_HEADER, _TCP_HEADER, _UDP_HEADER = 20, 40, 20, 8
+_VERSIONS = {TCPV4: (4,), TCPV6: (6,), UDP: (4, 6)}
+_TCP_SEQUENCE, _TCP_OFFSET, _TCP_FLAGS, _TCP_CHECKSUM = 4, 12, 13, 16
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
-_UDP_LENGTH, _UDP_CHECKSUM, _UDP_HEADER = 4, 6, 8
+_UDP_LENGTH, _UDP_CHECKSUM = 4, 6
 _IPV4_ID, _IPV4_CHECKSUM = 4, 10
 _PROTOCOL_TCP, _PROTOCOL_UDP = 6, 17
 _FIELD = Struct("!H")
@@ -31,14 +33,10 @@ class GsoError(Exception):
 
 def cut(packet: memoryview, header: Header) -> list[Packet]:
     """The packets of a super-packet (`header.gso_type`). GsoError."""
-    start, mss = header.checksum_start, header.gso_size
-    kind = header.gso_type & ~ECN
-    if kind not in (TCPV4, TCPV6, UDP) or not mss or start + 20 > len(packet):
-        raise GsoError(f"GSO type {kind}")
-    tcp = kind != UDP
-    headers = start + ((packet[start + 12] >> 4) * 4 if tcp else _UDP_HEADER)
+    start, mss, headers = header.checksum_start, header.gso_size, _headers(packet, header)
+    tcp = header.gso_type & ~ECN != UDP
     length = len(packet) - headers
-    if length <= 0 or packet[0] >> 4 not in (4, 6) or headers % 2:
+    if length <= 0 or not mss:
         raise GsoError("no payload")
     count = -(-length // mss)
     # Rows of even length, for they are also looked at as 16-bit words, with room for the padding.
@@ -56,6 +54,22 @@ def cut(packet: memoryview, header: Header) -> list[Packet]:
     _number(rows, lengths, start, mss, tcp=tcp)
     flat = memoryview(rows.reshape(-1).data)
     return [(flat[i * width : (i + 1) * width], size) for i, size in enumerate(lengths.tolist())]
+
+
+def _headers(packet: memoryview, header: Header) -> int:
+    """Bytes of a super-packet before its payload. GsoError."""
+    start, kind = header.checksum_start, header.gso_type & ~ECN
+    tcp = kind != UDP
+    if kind not in _VERSIONS or len(packet) < start + (_TCP_HEADER if tcp else _UDP_HEADER):
+        raise GsoError(f"GSO type {kind}")
+    version = packet[0] >> 4
+    ip = (packet[0] & 15) * 4 if version == 4 else _IPV6_HEADER
+    if version not in _VERSIONS[kind] or not _IPV4_HEADER <= ip <= start or start % 2:
+        raise GsoError(f"IP version {version}")
+    transport = (packet[start + _TCP_OFFSET] >> 4) * 4 if tcp else _UDP_HEADER
+    if tcp and transport < _TCP_HEADER:
+        raise GsoError("TCP header")
+    return start + transport
 
 
 def _number(rows: np.ndarray, lengths: np.ndarray, start: int, mss: int, *, tcp: bool) -> None:

@@ -54,7 +54,7 @@ class Opening:
         at = 0
         while at < length or not length:
             session = None
-            if length - at >= _OVERHEAD:
+            if length - at >= _OVERHEAD <= segment:
                 kind, index, _ = _HEADER.unpack_from(data, at)
                 session = self._sessions.get(index) if kind == wire.Data.TYPE else None
             if session is not None:

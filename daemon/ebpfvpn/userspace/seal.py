@@ -41,6 +41,8 @@ class Sealing:
         self._events = events
         self.segments = True
         """Whether many messages may go by one system call."""
+        self._stuck = False
+        """The send buffer was waited for in vain: not again until something goes."""
         self._peer: Peer | None = None
         self._tos = self._size = self._count = self._most = 0
         self._parts: list[bytes] = []
@@ -97,7 +99,8 @@ class Sealing:
             done += 1
             total += size
         session.send_counter = counter
-        peer.sent(done, total, now, data=data)
+        if done:
+            peer.sent(done, total, now, data=data)
 
     def flush(self) -> None:
         count, parts = self._count, self._parts
@@ -109,9 +112,8 @@ class Sealing:
             self._send(self._peer, parts, self._tos, 0)
         elif self.segments:
             size = len(parts[0]) + len(parts[1])
-            refused = self._send(self._peer, parts, self._tos, size, count)
-            if refused in (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT):
-                # No segmentation on this way, or each is longer than it: one by one.
+            if self._send(self._peer, parts, self._tos, size, count):
+                # No segmentation on this way, say, or each is longer than it: one by one.
                 self._send_singly(self._peer, parts, self._tos)
         else:
             self._send_singly(self._peer, parts, self._tos)
@@ -130,9 +132,13 @@ class Sealing:
             try:
                 destination.send(parts, tos, segment)
             except BlockingIOError:
+                if self._stuck:
+                    raise
                 destination.wait(_PATIENCE)
                 destination.send(parts, tos, segment)
+            self._stuck = False
         except OSError as error:
+            self._stuck = isinstance(error, BlockingIOError)
             if segment and error.errno not in (errno.EAGAIN, *_NO_ROUTE):
                 return error.errno or errno.EIO
             if isinstance(error, BlockingIOError):
