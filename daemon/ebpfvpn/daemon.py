@@ -41,6 +41,8 @@ POLL_INTERVAL = 0.5
 """Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
 _NETWORK_SETTLES = 0.05
 """Seconds to wait for more after something about the network changed."""
+_DAMAGES = {"link", "tc"}
+"""Changes by which the datapath may have lost something."""
 _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
 
@@ -134,6 +136,7 @@ class Daemon:
         self._wake: asyncio.TimerHandle | None = None
         self._settle: asyncio.TimerHandle | None = None
         self._described: list[object] = []
+        self._unhealthy = ""
 
     async def serve(self, ready: Callable[[], None]) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -263,8 +266,10 @@ class Daemon:
             self._log_ways()
 
     def _network_readable(self) -> None:
-        self.interface.monitor.read()
-        if self._settle is None:
+        changed = self.interface.monitor.read()
+        if changed & _DAMAGES:
+            self._check()
+        if self._settle is None and changed - {"tc"}:
             self._settle = self._loop.call_later(_NETWORK_SETTLES, self._network_changed)
 
     def _network_changed(self) -> None:
@@ -272,10 +277,26 @@ class Daemon:
         self.datapath.network_changed()
         self._log_ways()
 
+    def _check(self) -> None:
+        try:
+            done = self.datapath.check()
+        except (DatapathError, OSError) as error:
+            if self._unhealthy != str(error):
+                log.error("%s", error)
+            self._unhealthy = str(error)
+            return
+        self._unhealthy = ""
+        for repair in done:
+            self.counters["repairs"] += 1
+            log.warning("%s", repair)
+        if done:
+            self._log_ways()
+
     def _poll(self) -> None:
         """Feeds the timers that hang on data packets."""
         # First, so that one failure does not end the timers of all peers.
         self._loop.call_later(POLL_INTERVAL, self._poll)
+        self._check()
         sessions = self.datapath.sessions()
         if sessions:
             counters: dict[int, int] = {}

@@ -39,11 +39,11 @@ class Ways:
         self._routes = loaded.maps["routes"]
         self._set_peer = loaded.programs["set_peer"]
         self._netlink = netlink
-        self._tunnel = tunnel
-        self._programs = programs
+        self.tunnel = tunnel
+        self.programs = programs
         self._mtu = mtu
         self._fwmark = fwmark
-        self._mode: AttachMode = mode
+        self.mode: AttachMode = mode
         self._links: dict[int, Link] = {}
         self._neighbours: Neighbours = {}
         self._neighbours_known = 0.0
@@ -63,7 +63,7 @@ class Ways:
             if ifindex in self._links:
                 self._attach(ifindex)
             else:
-                attach.detach(self._netlink, self._tunnel, ifindex)
+                attach.detach(self._netlink, self.tunnel, ifindex)
         routes = set(self._routes.keys())
         for key in [*self._endpoints.keys()]:
             self._resolve(layout.from_number(key))
@@ -105,7 +105,7 @@ class Ways:
         for ifindex, attachment in list(self.attachments.items()):
             link = self._links.get(ifindex)
             if link is None:
-                attach.detach(self._netlink, self._tunnel, ifindex)
+                attach.detach(self._netlink, self.tunnel, ifindex)
                 del self.attachments[ifindex]
             elif attachment.open == "native":
                 self.attachments[ifindex] = Attachment(
@@ -192,7 +192,7 @@ class Ways:
         link = self._links.get(ifindex)
         if link is not None and ifindex not in self.attachments:
             self.attachments[ifindex] = attach.attach(
-                self._netlink, self._tunnel, self._programs, link, self._mode
+                self._netlink, self.tunnel, self.programs, link, self.mode
             )
 
     def _entry(self, way: Way) -> bytes:
