@@ -15,6 +15,7 @@ from dataclasses import replace
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
     Confirmed,
+    DatapathError,
     Event,
     Left,
     MessagesUsed,
@@ -293,6 +294,9 @@ class KernelDatapath:
 
     def remove(self) -> None:
         self._sessions.retire_all()
+        # By what is pinned all is found that is to be taken away.
+        with contextlib.suppress(DatapathError):
+            self.check()
         self.close()
         netlink = Netlink()
         try:
