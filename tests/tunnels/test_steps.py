@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_two_tunnels_on_a_device_that_is_damaged(mode: str, what: str) -> None:
             each.up()
         gro(one, other)
         kind = "xdpdrv" if mode == "native" else "xdpgeneric"
-        damage = {
+        damage: Callable[[], None] = {
             "xdp": lambda: run(other, f"ip link set dev under0 {kind} off"),
             "pins": lambda: remove_pins(directory(other)),
             "clsact": lambda: run(other, "tc qdisc del dev under0 clsact"),

@@ -89,13 +89,18 @@ class Health:
     def _check_segmenter(self, now: float) -> None:
         if not self._sealing.stands():
             self._sealing.leave_out()
-        missing = self._sealing.missing(self._links)
+        self._sealing.finish(now)
+        devices = self._sealing.missing(self._links)
+        missing = devices or self._sealing.missing_programs(self._links)
         if not missing or not self._segmenter_repairs.allow(now):
             return
-        self._sealing.leave_out()
-        self._queue_up()
         try:
-            self._sealing.repair()
+            if devices:
+                self._sealing.leave_out()
+                self._queue_up()
+                self._sealing.repair(now)
+            else:
+                self._sealing.repair_programs()
         except (DatapathError, OSError) as error:
             raise DatapathError(
                 f"{self._of.name}: the segmenter cannot be made anew: {error}"

@@ -27,7 +27,8 @@ _NATIVE_MODES = ("auto", "native")
 _NO_SEGMENTER = Segmenter(0, 0, b"", False)
 _SIOCGIFNAME, _SIOCGIFFLAGS = 0x8910, 0x8913
 _IFF_UP = 1
-_ENDS = 2
+_XDP_LATER = 0.2
+"""Seconds, in which the daemon sends what waits."""
 _NAME = struct.Struct("=16si20x")
 _FLAGS = struct.Struct("=16sH22x")
 
@@ -49,23 +50,19 @@ class Sealing:
         self._mode: AttachMode = mode
         self._poll = poll
         self._closing = contextlib.ExitStack()
+        self._left_out = False
         self._asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self._segmenter = segmenter.find(netlink, of.label, mtu) or segmenter.create(
                 netlink, of.label, mtu
             )
-            self._use()
+            self._attach_filters()
+            self._attach_xdp()
+            self._open_sockets()
+            self._configure(self._segmenter)
         except BaseException:
             self.close()
             raise
-
-    def _use(self) -> None:
-        """Packets take it from the moment it is written to the map: last."""
-        self.seal, self.reason = self._attach()
-        """How packets can be sealed ("xdp" or "tc"), and why not in XDP."""
-        self._open_sockets()
-        self._configure(self._segmenter)
-        self._left_out = False
 
     def _configure(self, to: Segmenter) -> None:
         facts = self._of.facts
@@ -92,20 +89,26 @@ class Sealing:
             )
         }
 
-    def _attach(self) -> tuple[str, str]:
-        """Its programs go with it."""
-        ours = self._loaded.maps["config"]
-        inner = self._segmenter.inner
+    def _attach_filters(self) -> None:
+        """In the place of what is there. BpfError."""
         hooks.add_clsact(self._segmenter.outer)
-        hooks.add_clsact(inner)
+        hooks.add_clsact(self._segmenter.inner)
         for name, filter_ in self._filters().items():
-            filter_.attach(self._loaded.programs[name], ours)
+            filter_.attach(self._loaded.programs[name], self._loaded.maps["config"])
+
+    def _attach_xdp(self) -> None:
+        self.seal, self.reason = self._try_xdp()
+        """How packets can be sealed ("xdp" or "tc"), and why not in XDP."""
+        self._xdp_due = 0.0
+
+    def _try_xdp(self) -> tuple[str, str]:
         if self._mode not in _NATIVE_MODES:
             return "tc", f"attach mode {self._mode}"
         if self._segmenter.jumbo:
             return "tc", "MTU too large for XDP"
         try:
             program = self._loaded.programs["seal_xdp"]
+            inner, ours = self._segmenter.inner, self._loaded.maps["config"]
             hooks.attach_xdp(inner, program, hooks.XDP_NATIVE, ours)
         except BpfError as error:
             return "tc", f"XDP on the segmenter refused: {error.reason}"
@@ -113,7 +116,6 @@ class Sealing:
         return "xdp", ""
 
     def _open_sockets(self) -> None:
-        self._closing.close()
         with contextlib.ExitStack() as opened:
             self._outer = FrameSocket(self._segmenter.outer)
             opened.callback(self._outer.close)
@@ -160,34 +162,60 @@ class Sealing:
         self._left_out = True
         self._configure(_NO_SEGMENTER)
 
+    def finish(self, now: float) -> None:
+        """The rest of `repair`, when it is due."""
+        if self._xdp_due and now >= self._xdp_due:
+            self._attach_xdp()
+
     def missing(self, links: Links) -> list[str]:
-        """What of it is not as it was made."""
+        """What must be made anew, with the packets left out: devices, or their links."""
         inner = links.state(self._segmenter.inner)
         outer = links.state(self._segmenter.outer)
         if inner is None or outer is None:
             return ["device"]
-        found = [f"{end.name} down" for end in (outer, inner) if not end.up]
-        found += [
+        # One that went down may have come back by itself meanwhile.
+        return ["link"] if self._left_out or not (inner.up and outer.up) else []
+
+    def missing_programs(self, links: Links) -> list[str]:
+        """What can be attached again in its place, for others do its work meanwhile or that of
+        the packets is none."""
+        inner = links.state(self._segmenter.inner)
+        if inner is None:
+            return []
+        found = [
             f"filter {name}"
             for name, filter_ in self._filters().items()
             if filter_.program_id() != self._loaded.programs[name].id
         ]
         if self.seal == "xdp" and inner.native != self._loaded.programs["seal_xdp"].id:
             found.append("XDP program")
-        if self._left_out and not found:
-            found.append("link")  # it came back by itself
         return found
 
-    def repair(self) -> None:
-        """DatapathError, OSError: it cannot be."""
+    def repair(self, now: float) -> None:
+        """Devices and links; packets take them from the moment they are written to the map.
+        DatapathError, OSError: it cannot be."""
         found = segmenter.find(self._netlink, self._of.label, self._mtu)
-        if found is None or found != self._segmenter:
-            segmenter.remove(self._netlink, self._of.label)
-            self._segmenter = segmenter.create(self._netlink, self._of.label, self._mtu)
-        else:
+        if found == self._segmenter:
             for end in (found.outer, found.inner):
                 self._netlink.set_up(end)
-        self._use()
+        else:
+            segmenter.remove(self._netlink, self._of.label)
+            self._segmenter = segmenter.create(self._netlink, self._of.label, self._mtu)
+            # XDP on veth can take the kernel a tenth of a second: without it there is tc.
+            self.seal, self.reason = "tc", "the segmenter was made anew just now"
+            self._xdp_due = now + _XDP_LATER
+        self._attach_filters()
+        self._outer.bind(self._segmenter.outer)
+        self._inner.bind(self._segmenter.inner)
+        for sock in self._up:
+            sock.bind(self._segmenter.inner)
+        self._configure(self._segmenter)
+        self._left_out = False
+
+    def repair_programs(self) -> None:
+        """In their places. BpfError."""
+        self._attach_filters()
+        self._attach_xdp()
 
     def close(self) -> None:
         """Lets go of the sockets."""
