@@ -41,9 +41,12 @@ class Health:
         self._segmenter_repairs = Limiter(_REPAIRS_PER_SECOND)
         self._steer_repairs = Limiter(_REPAIRS_PER_SECOND)
         self._done: list[str] = []
+        self._closed = False
 
     def check(self) -> list[str]:
-        """See Datapath.check."""
+        """See Datapath.check. Nothing happens after `close`."""
+        if self._closed:
+            return []
         try:
             # By how much each costs while it is missing.
             now = time.monotonic()
@@ -116,5 +119,6 @@ class Health:
                 self._loaded.programs["set_peer"].syscall(to)
 
     def close(self) -> None:
+        self._closed = True
         self._links.close()
         self._devices.close()
