@@ -48,6 +48,8 @@ POLL_INTERVAL = 0.5
 """Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
 _NETWORK_SETTLES = 0.05
 """Seconds to wait for more after something about the network changed."""
+_DAMAGES = {"link", "tc"}
+"""Changes by which the datapath may have lost something."""
 _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
 
@@ -299,9 +301,10 @@ class Daemon:
         self._renew(peers)
 
     def _network_readable(self) -> None:
-        self.interface.monitor.read()
-        self._check_path()
-        if self._settle is None:
+        changed = self.interface.monitor.read()
+        if changed & _DAMAGES:
+            self._check_path()
+        if self._settle is None and changed - {"tc"}:
             self._settle = self._loop.call_later(_NETWORK_SETTLES, self._network_changed)
 
     def _network_changed(self) -> None:
@@ -334,8 +337,13 @@ class Daemon:
         self._act()
 
     def _check_path(self) -> None:
-        self.datapath.check()
+        done = self.datapath.check()
+        for repair in done:
+            self.counters["repairs"] += 1
+            log.warning("%s", repair)
         self._datapath_readable()
+        if done:
+            self._log_ways()
 
     def _advance(self) -> None:
         self._wake = None

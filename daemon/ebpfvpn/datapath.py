@@ -252,6 +252,11 @@ class Datapath(Protocol):
 
     def events(self) -> list[Event]: ...
 
+    def check(self) -> list[str]:
+        """Looks whether all that packets need is in place, and puts back what is not; cheap, and
+        without effect, while all is well. Returns what was found and done, one line for the
+        operator each. DatapathError: it cannot be put back, so packets need another path."""
+
     def network_changed(self) -> None:
         """Links, addresses, routes or neighbours changed: resolve the ways to all endpoints
         again and attach where packets of this tunnel may now arrive."""

@@ -69,6 +69,8 @@ class FirstPackets:
             # Later packets queue up behind these, until all have been sent.
             self._interface.datapath.set_usable(peer, False)
         for packet in packets:
+            if self._staged.full(peer) and self._device.has_session(peer, now):
+                self._interface.datapath.send(peer, self._staged.take(peer))
             self._staged.add(peer, packet)
         self._device.want_session(peer, now)
 

@@ -203,8 +203,10 @@ _RTM_KINDS = {
     **dict.fromkeys((24, 25), "route"),
     **dict.fromkeys((28, 29), "neighbour"),
     **dict.fromkeys((32, 33), "rule"),
+    **dict.fromkeys((36, 37, 44, 45), "tc"),  # qdiscs, filters
 }
-_RTNL_GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)  # link, neigh, v4 addr, route, rule, v6 addr, route, rule
+# link, neigh, tc, v4 addr, route, rule, v6 addr, route, rule
+_RTNL_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19)
 
 
 class Monitor:
@@ -226,7 +228,7 @@ class Monitor:
 
     def read(self) -> set[str]:
         """What changed since the last call: "link", "address", "route", "neighbour", "rule",
-        "features" (what a device's XDP can do)."""
+        "tc", "features" (what a device's XDP can do)."""
         changed: set[str] = set()
         for data in _datagrams(self._route):
             if data is None:  # some were lost

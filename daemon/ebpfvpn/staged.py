@@ -34,6 +34,10 @@ class Staged:
     def waiting(self, peer: int) -> bool:
         return peer in self._queues
 
+    def full(self, peer: int) -> bool:
+        """One more, and its oldest goes."""
+        return len(self._queues.get(peer, ())) >= PER_PEER
+
     def take(self, peer: int) -> list[bytes]:
         packets = list(self._queues.pop(peer, ()))
         self._count -= len(packets)

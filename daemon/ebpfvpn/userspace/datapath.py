@@ -416,6 +416,9 @@ class UserspaceDatapath:
         if self._events:
             os.eventfd_write(self._event, 1)
 
+    def check(self) -> list[str]:
+        return []
+
     def network_changed(self) -> None:
         self._path_mtu.network_changed()
         for peer in self._peers.values():
