@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ebpfvpn.datapath import DatapathError
-from ebpfvpn.kernel import bpffs, dispatcher, hooks
+from ebpfvpn.kernel import bpffs, dispatcher, hooks, layout
 from ebpfvpn.kernel.backoff import Backoff
 from ebpfvpn.kernel.links import Links
 from ebpfvpn.kernel.map import Map
@@ -173,12 +173,12 @@ def test_the_dispatcher_of_another_machine_is_not_ours(pair: tuple[Node, Node]) 
     assert Map.pinned(directory / "ports").lookup(PORT.to_bytes(4, "little"))
 
 
+def refuse(*_: object) -> None:
+    raise DatapathError("the kernel will not")
+
+
 def test_a_refusal_is_told(pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch) -> None:
     one, _ = pair
-
-    def refuse(*_: object) -> None:
-        raise DatapathError("the kernel will not")
-
     with monkeypatch.context() as patch:
         patch.setattr("ebpfvpn.kernel.steer.attach", refuse)
         one.ns.run("tc", "qdisc", "del", "dev", one.name, "clsact")
@@ -194,6 +194,36 @@ def test_a_refusal_is_told(pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPa
     assert check(one) == [f"{one.name}: segmenter: device missing; put back"]
     one.datapath.set_usable(PEER, True)  # as a daemon does when it has sent what waited
     one.ns.run("ping", "-c", "3", "-i", "0.02", "-W", "2", "10.66.0.2")
+
+
+def test_left_out_packets_queue_up_while_there_is_no_segmenter(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in the TUN, and others behind them until the daemon has sent them."""
+    one, _ = pair
+    config = Map.pinned(bpffs.pin_directory(one.name) / "config")
+    peers = Map.pinned(bpffs.pin_directory(one.name) / "peers")
+
+    def segmenter() -> tuple[int, int]:
+        found = layout.Config.from_buffer_copy(config.lookup(bytes(4)) or b"")
+        return found.outer_ifindex, found.inner_ifindex
+
+    before = segmenter()
+    with monkeypatch.context() as patch:
+        patch.setattr("ebpfvpn.kernel.segmenter.create", refuse)
+        one.ns.run("ip", "link", "del", segmenter_ends(one.ns)[0])
+        with pytest.raises(DatapathError):
+            check(one)
+    assert segmenter() == (0, 0)
+    while one.tun.read():
+        pass
+    one.ns.run("ping", "-c", "1", "-W", "0.1", "10.66.0.2", check=False)
+    assert one.tun.read()
+    check(one)
+    assert 0 not in segmenter()
+    assert segmenter() != before
+    ((_, peer),) = peers.items()
+    assert layout.Peer.from_buffer_copy(peer).usable == 0
 
 
 def segmenter_ends(ns: Namespace) -> list[str]:

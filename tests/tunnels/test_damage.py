@@ -56,11 +56,20 @@ def damaged(
         wait_for(lambda: repaired() >= before + lines[0], SECOND + 1)
         there.wait_for_more(500)
         back.wait_for_more(500)
-    print(f"lost: {len(there.lost)} there, {len(back.lost)} back")
+    print(f"lost: {len(there.lost)}, {len(back.lost)}; late: {late(there)}, {late(back)}")
     assert there.duplicates == back.duplicates == []
     assert len(there.lost) <= at_most
     assert len(back.lost) <= at_most
     assert lines[0] <= repaired() - before <= lines[1], other.log()
+
+
+def late(flow: Numbered) -> int:
+    """How many packets came after one that was sent later."""
+    newest, found = -1, 0
+    for number in flow.received:
+        found += number < newest
+        newest = max(newest, number)
+    return found
 
 
 def run(of: Node, command: str) -> None:
@@ -180,6 +189,7 @@ def test_pins_of_the_device_are_removed(what: str) -> None:
             else:
                 (pins / "dispatch").unlink()
         assert {path.name for path in pins.iterdir()} == found
+        assert other.show()["daemon"].get("reinjected", 0) == 0  # its entries stayed
         assert "xdp" in other.ns.run("ip", "link", "show", "under0")
         other.down()
         shown = other.ns.run("ip", "link", "show", "under0")

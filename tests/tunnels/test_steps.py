@@ -58,7 +58,7 @@ def test_an_exact_mode_repairs_itself_alone(foreign: str) -> None:
     with pair(AttachMode="native") as (one, other):
         gro(one, other)
         assert ping(one.ns, INNER[1]) == 3
-        with damaged(one, other, 0):
+        with damaged(one, other, 0, lines=(2, 2)):
             run(other, f"ip -force link set dev under0 xdpdrv {foreign}")
             wait_for(lambda: other.device()["open"] == "socket")
             wait_for(lambda: said(other, "no device takes a program: under0: native XDP refused"))

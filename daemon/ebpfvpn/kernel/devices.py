@@ -69,7 +69,8 @@ class Devices:
             self._gone.add(self._watched.pop(ifindex).attachment.device)
         for ifindex in list(attachments):
             state = self._links.state(ifindex)
-            if state is not None:  # else the ways will hear of it
+            # What is gone is the ways' business; they may have heard of it in this loop.
+            if state is not None and ifindex in attachments:
                 done += self._check(ifindex, state, now)
         return done
 
@@ -192,7 +193,7 @@ class Devices:
             attach.free_for_native(self._tunnel, ifindex)
         after = attach.attach(self._netlink, self._tunnel, self._programs, link, self._mode)
         self._ways.attachments[ifindex] = after
-        if attach.CLSACT in watched.marks:
+        if attach.CLSACT in watched.marks and after.open != "socket":
             (_directory(ifindex) / attach.CLSACT).mkdir(exist_ok=True)
         self._note(watched, after)
         if missing:

@@ -57,10 +57,10 @@ class Health:
             self._done += self._devices.check(now)
         except OSError as error:
             raise DatapathError(f"{self._of.name}: {error.strerror or error}") from None
-        # What was done before something failed is told by the next call.
-        done, self._done = self._done, []
         if refusals := self._devices.refusals():
             raise DatapathError(f"{self._of.name}: no device takes a program: {refusals}")
+        # What was done before something failed is told by the first call that does not.
+        done, self._done = self._done, []
         return done
 
     def _check_tun(self) -> None:
@@ -83,6 +83,7 @@ class Health:
         facts = self._of.facts
         if steer.is_attached(facts, self._loaded) or not self._steer_repairs.allow(now):
             return
+        self._queue_up()
         try:
             steer.attach(facts, self._loaded)
         except DatapathError as error:
