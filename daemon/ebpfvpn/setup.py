@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from ebpfvpn import handover, keys, underlay
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table, remove_orphaned_rules
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
 from ebpfvpn.datapath import DatapathError, Left
@@ -88,6 +88,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     kept = handover.inherited()
     tun = _tun(netlink, config.name, found, kept.pop(_TUN, None))
     undo.callback(tun.close)
+    remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
     fwmark = _fwmark(netlink, config, routes, found)
     port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
