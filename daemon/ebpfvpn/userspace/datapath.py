@@ -95,6 +95,7 @@ class UserspaceDatapath:
         """Whether every packet comes here: then many come at once. With programs in front of the
         sockets and the TUN these would see the aggregates."""
         self._udp.join(on)
+        self._sealing.segments = self._udp.segments()
         self._gro.udp = self._tun.offload(on)
 
     # What is moved.
