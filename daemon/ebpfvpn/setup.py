@@ -187,7 +187,7 @@ def _paths(
                 raise DatapathError(missing)
             kernel = build(found)
             reason = "first choice" if interface.datapath == "auto" else reason
-        except DatapathError as error:
+        except (DatapathError, OSError) as error:
             if interface.datapath == "kernel":
                 raise DatapathError(f"Datapath = kernel cannot be: {error}") from None
             # The pinned programs would go on beside the other path.
