@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import select
 import socket
 import time
@@ -219,7 +220,7 @@ class Paths:
             kernel = building.result()
         except (DatapathError, OSError) as error:
             log.debug("the kernel path cannot be built: %s", error)
-            if str(error) != self._reason:
+            if _without_numbers(str(error)) != _without_numbers(self._reason):
                 log.warning("still in userspace: %s", error)
             self._reason = str(error)
             self._try_later()
@@ -391,6 +392,11 @@ class Paths:
                 self._building.result().discard()
             self._building = None
         self._builder.shutdown()
+
+
+def _without_numbers(reason: str) -> str:
+    """Each try has devices of its own: their numbers are no news."""
+    return re.sub(r"\d+", "", reason)
 
 
 def _now() -> float:
