@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -12,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +19,6 @@ from netns import namespace
 from tunnels.nodes import (
     INNER,
     OUTER,
-    PINS,
     PORT,
     RUN,
     Node,
@@ -31,30 +28,8 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
+from tunnels.traces import refuse, traces
 from tunnels.traffic import ping
-
-
-def traces(node: Node) -> dict[str, Any]:
-    """All that a tunnel may leave: in the kernel's tables and on the file systems."""
-    ns = node.ns
-    inode = os.stat(ns.path).st_ino
-    links = json.loads(ns.run("ip", "-j", "-d", "link"))
-    return {
-        "links": [(link["ifname"], link["flags"], link.get("xdp")) for link in links],
-        "addresses": ns.run("ip", "-br", "address"),
-        "routes": ns.run("ip", "route", "show", "table", "all"),
-        "routes6": ns.run("ip", "-6", "route", "show", "table", "all"),
-        "rules": ns.run("ip", "rule") + ns.run("ip", "-6", "rule"),
-        "qdiscs": ns.run("tc", "qdisc"),
-        "filters": [
-            ns.run("tc", "filter", "show", "dev", link["ifname"], hook, check=False)
-            for link in links
-            for hook in ("ingress", "egress")
-        ],
-        "sockets": ns.run("ss", "-Huan"),
-        "pins": sorted(map(str, [*PINS.glob(f"{node.name}*"), *PINS.glob(f"@{inode}-*")])),
-        "run": sorted(map(str, RUN.glob(f"{node.name}*"))),
-    }
 
 
 @contextlib.contextmanager
@@ -140,25 +115,6 @@ def test_a_name_that_is_in_use_in_another_namespace() -> None:
         after = traces(twin)
         assert after == before
         assert ping(one.ns, INNER[1]) == 3
-
-
-def refuse(one: Node, *words: str) -> None:
-    """`up` fails with one line that has these words, and leaves nothing behind."""
-    before = traces(one)
-    log = str(RUN / f"{one.name}.log")
-    done = one.command("up", str(one.path))
-    assert done.returncode == 1
-    assert done.stderr.startswith("ebpfvpn: ")
-    assert done.stderr.count("\n") == 1
-    assert "bug" not in done.stderr
-    for word in words:
-        assert word in done.stderr
-    after = traces(one)
-    # The log of a daemon that failed may be read.
-    after["run"] = [path for path in after["run"] if path != log]
-    before["run"] = [path for path in before["run"] if path != log]
-    assert after == before
-    assert one.private_key not in done.stderr
 
 
 def test_a_port_in_use() -> None:
