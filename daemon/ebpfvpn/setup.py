@@ -21,7 +21,7 @@ from ipaddress import (
 from pathlib import Path
 
 from ebpfvpn import handover, path_choice, underlay
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table, remove_orphaned_rules
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
 from ebpfvpn.datapath import Left
@@ -110,6 +110,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     before = _before(found, state)
     tun = _tun(netlink, config.name, kept.pop(_TUN, None), goes_on=before is not None)
     undo.callback(tun.close)
+    remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
     fwmark = _fwmark(netlink, config, routes, before)
     port = config.interface.listen_port or (before.port if before else 0)

@@ -98,6 +98,7 @@ class UserspaceDatapath:
         if on:
             for sock in self._udp.sockets:
                 self._udp.join(sock, True)
+        self._sealing.segments = self._udp.segments()
         self._gro.udp = self._tun.offload(on)
 
     # What is moved.
