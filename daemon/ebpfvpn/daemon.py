@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
-import os
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 
-from ebpfvpn import control, handover, keys, setup, status, wire
+from ebpfvpn import control, handover, keys, setup, status
 from ebpfvpn.actions import (
     Action,
     EndpointMoved,
@@ -25,7 +25,14 @@ from ebpfvpn.actions import (
     TimestampReceived,
 )
 from ebpfvpn.config import Config
-from ebpfvpn.datapath import Confirmed, DatapathError, Left, MessagesUsed, TooLong
+from ebpfvpn.datapath import (
+    Confirmed,
+    DatapathError,
+    Left,
+    MessagesUsed,
+    PathChanged,
+    TooLong,
+)
 from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
@@ -45,8 +52,6 @@ _DAMAGES = {"link", "tc"}
 """Changes by which the datapath may have lost something."""
 _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
-
-_DATA = bytes([wire.Data.TYPE])
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +99,18 @@ def _run(
     except BaseException:
         # What was up stays up, for the next daemon.
         if interface.is_new and not was_ready:
-            interface.datapath.remove()
+            interface.remove()
         raise
-    if daemon.restarts:
+    if daemon.restarts and not daemon.tun_is_gone:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
-    interface.datapath.remove()
+        return interface.descriptors_of_restart()
+    interface.remove()
     handover.forget(interface.descriptors())
+    if daemon.tun_is_gone:
+        raise OperatorError(
+            f"{config.name}: somebody deleted the device {config.name}, so everything else of the "
+            "tunnel was taken away too; run ebpfvpn up again"
+        )
     return None
 
 
@@ -132,11 +142,12 @@ class Daemon:
         self.started = now()
         self.restarts = False
         """It stops to make room for the next one."""
+        self.tun_is_gone = False
+        """It stops because somebody deleted the TUN device."""
         self._stop = asyncio.Event()
         self._wake: asyncio.TimerHandle | None = None
         self._settle: asyncio.TimerHandle | None = None
         self._described: list[object] = []
-        self._unhealthy = ""
 
     async def serve(self, ready: Callable[[], None]) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -157,8 +168,9 @@ class Daemon:
                 loop.add_reader(sock.fileno(), self._udp_readable, sock)
             self._poll()
             self._act()
-            log.info("%s: port %d, MTU %d", self.config.name, self.interface.udp.port,
-                     self.interface.mtu)  # fmt: skip
+            chosen = self.datapath.describe()
+            log.info("%s: port %d, MTU %d, path %s (%s)", self.config.name, self.interface.udp.port,
+                     self.interface.mtu, chosen["path"], chosen["reason"])  # fmt: skip
             ready()
             handover.ready(self.interface.descriptors())
             try:
@@ -213,9 +225,9 @@ class Daemon:
         self.device.adopt(number, left, now())
 
     def _renew(self, peers: list[int]) -> None:
-        """New sessions for those whose packets go through an older version's programs."""
+        """New sessions for those whose packets take a way that is to be left."""
         for number in peers[:_RENEWED_AT_ONCE]:
-            self.device.want_session(number, now())
+            self.device.renew(number, now())
         self._act()
         if rest := peers[_RENEWED_AT_ONCE:]:
             self._loop.call_later(_RENEWAL_PAUSE, self._renew, rest)
@@ -230,26 +242,37 @@ class Daemon:
         self._act()
 
     def _udp_readable(self, sock: socket.socket) -> None:
+        messages = self.datapath.messages(sock)
         # First: a session confirmed by its first packet comes before an initiation after that.
-        self._take_events()
-        for data, source, tos in self.interface.udp.receive(sock):
-            # The socket's filter let in well-formed messages and live sessions alone.
-            if data[:1] == _DATA:
-                self.datapath.reinject(data, source, tos)
-                self.counters["reinjected"] += 1
-            else:
-                self.device.receive(data, source, now())
-        self._act()
+        told = self._take_events()
+        for data, source in messages:
+            self.device.receive(data, source, now())
+        if told or messages:
+            self._act()
 
     def _tun_readable(self) -> None:
-        self.first_packets.read(now())
-        self._act()
+        try:
+            found = self.first_packets.read(now())
+        except OSError as error:
+            if error.errno != errno.EBADFD:
+                raise
+            self._tun_gone()
+            return
+        # With sessions in userspace every packet comes here: what it does not need costs too much.
+        if self._take_events() or found:
+            self._act()
+
+    def _tun_gone(self) -> None:
+        self.tun_is_gone = True
+        self._loop.remove_reader(self.interface.tun.fileno())
+        self._stop.set()
 
     def _datapath_readable(self) -> None:
         self._take_events()
         self._act()
 
-    def _take_events(self) -> None:
+    def _take_events(self) -> bool:
+        """Whether there were any."""
         events = self.datapath.events()
         for event in events:
             if isinstance(event, Confirmed):
@@ -257,6 +280,8 @@ class Daemon:
             elif isinstance(event, TooLong):
                 self.interface.udp.send(event.message, event.endpoint, event.tos)
                 self.counters["sent_fragmented"] += 1
+            elif isinstance(event, PathChanged):
+                self._path_changed(event)
             elif isinstance(event, MessagesUsed):
                 self.device.messages_used(event.peer, event.local_index, now())
             elif (endpoint := self.datapath.endpoint(event.peer)) is not None:
@@ -264,11 +289,21 @@ class Daemon:
                 self.device.set_endpoint(event.peer, endpoint)
         if events:
             self._log_ways()
+        return bool(events)
+
+    def _path_changed(self, event: PathChanged) -> None:
+        if event.sealing_lost:
+            peers = self.device.sealing_lost(now())
+        else:
+            peers = [n for n in self.interface.peers if self.device.has_session(n, now())]
+        for sock in self.interface.udp.sockets:
+            self._loop.call_soon(self._udp_readable, sock)
+        self._renew(peers)
 
     def _network_readable(self) -> None:
         changed = self.interface.monitor.read()
         if changed & _DAMAGES:
-            self._check()
+            self._check_path()
         if self._settle is None and changed - {"tc"}:
             self._settle = self._loop.call_later(_NETWORK_SETTLES, self._network_changed)
 
@@ -277,26 +312,11 @@ class Daemon:
         self.datapath.network_changed()
         self._log_ways()
 
-    def _check(self) -> None:
-        try:
-            done = self.datapath.check()
-        except (DatapathError, OSError) as error:
-            if self._unhealthy != str(error):
-                log.error("%s", error)
-            self._unhealthy = str(error)
-            return
-        self._unhealthy = ""
-        for repair in done:
-            self.counters["repairs"] += 1
-            log.warning("%s", repair)
-        if done:
-            self._log_ways()
-
     def _poll(self) -> None:
         """Feeds the timers that hang on data packets."""
         # First, so that one failure does not end the timers of all peers.
         self._loop.call_later(POLL_INTERVAL, self._poll)
-        self._check()
+        self._check_path()
         sessions = self.datapath.sessions()
         if sessions:
             counters: dict[int, int] = {}
@@ -315,6 +335,10 @@ class Daemon:
                     self.device.traffic(number, traffic[number], counter, now())
         # Always: the loop's clock stands still while the machine is suspended, deadlines do not.
         self._act()
+
+    def _check_path(self) -> None:
+        self.datapath.check()
+        self._datapath_readable()
 
     def _advance(self) -> None:
         self._wake = None

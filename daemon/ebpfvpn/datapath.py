@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from ebpfvpn import tai64n
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
+
+DatapathChoice = Literal["auto", "kernel", "userspace"]
+"""What the operator may ask for; auto: the best that works."""
+DATAPATH_CHOICES: tuple[DatapathChoice, ...] = get_args(DatapathChoice)
 
 REPLAY_WINDOW = 8192
 """Packets, unless told: how far behind the newest one, itself included, a packet is taken."""
@@ -53,6 +57,32 @@ class Traffic:
     `replayed` and `late` not authenticated: what is dropped may have been forged."""
 
 
+def added(one: Traffic, other: Traffic) -> Traffic:
+    """Of a peer whose packets take two ways."""
+    last_received = max(one.last_received, other.last_received)
+    last_sent = max(one.last_sent, other.last_sent)
+    # What one way waits for may have come by the other.
+    unanswered = [t for t in (one.unanswered_since, other.unanswered_since) if t > last_received]
+    unacknowledged = [
+        t for t in (one.unacknowledged_since, other.unacknowledged_since) if t > last_sent
+    ]
+    return Traffic(
+        one.tx_packets + other.tx_packets,
+        one.tx_bytes + other.tx_bytes,
+        one.rx_packets + other.rx_packets,
+        one.rx_bytes + other.rx_bytes,
+        last_sent,
+        max(one.last_data_sent, other.last_data_sent),
+        last_received,
+        max(one.last_data_received, other.last_data_received),
+        min(unanswered, default=0.0),
+        min(unacknowledged, default=0.0),
+        one.replayed + other.replayed,
+        one.late + other.late,
+        max(one.max_lateness, other.max_lateness),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SessionState:
     """One live session, and how far it is."""
@@ -62,6 +92,23 @@ class SessionState:
     send_counter: int
     receive_highest: int
     """Highest authenticated counter plus one; 0: none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """The receiving half of a session, with its replay window: with it another datapath goes on
+    where the one that gave it away stopped. (The sending half never changes hands.)"""
+
+    peer: int
+    session: Session
+    key: bytes = field(repr=False)
+    """32 bytes."""
+    highest: int
+    """Highest authenticated counter plus one."""
+    base: int
+    """A multiple of 64, and at most `highest`."""
+    seen: int
+    """Bit i: the counter `base` + i was seen. What is below `base` counts as seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +126,14 @@ class Left:
     timestamp: bytes = tai64n.NEVER
     """See `Datapath.set_timestamp`."""
     renew: bool = False
-    """It has sessions in an older version's programs, which new ones should replace."""
+    """It has sessions that should be replaced by new ones: in an older version's programs, or in a
+    path that is left."""
+
+    def only_opening(self) -> Left:
+        """None of its sessions seals any more."""
+        sessions = [one for one in (self.current, self.next, *self.others) if one]
+        renew = self.renew or self.current is not None or self.next is not None
+        return replace(self, current=None, next=None, others=sessions, renew=renew)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +170,15 @@ class MessagesUsed:
     local_index: int
 
 
-Event = Confirmed | Roamed | TooLong | MessagesUsed
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """Another path moves packets from now on: every peer that has a session needs a new one."""
+
+    sealing_lost: bool
+    """What there are of sessions only open."""
+
+
+Event = Confirmed | Roamed | TooLong | MessagesUsed | PathChanged
 
 
 class Datapath(Protocol):
@@ -177,11 +239,13 @@ class Datapath(Protocol):
     def sessions(self) -> list[SessionState]: ...
 
     def drops(self) -> dict[str, int]:
-        """Packets dropped or handed on, by reason; every reason is there, zeros included."""
+        """Packets dropped or handed on, by reason; every reason is there, zeros included.
+        "socket_refused" is what the filters of the daemon's UDP sockets refused."""
 
     def accept_only_messages(self, sock: socket.socket) -> None:
         """From now on the daemon's UDP socket takes well-formed handshake messages, and data
-        messages of live sessions (for `reinject`); the rest is counted in `drops`."""
+        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
+        "socket_refused"."""
 
     def events_fd(self) -> int:
         """Readable when `events` has something."""

@@ -119,6 +119,24 @@ class Device:
         peer.endpoint = endpoint
         self._settle(peer)
 
+    def renew(self, number: int, now: float) -> None:
+        """Shakes hands, although there may be a session."""
+        peer = self._peers.get(number)
+        if peer is not None:
+            self._start_handshake(peer, now)
+            self._settle(peer)
+
+    def sealing_lost(self, now: float) -> list[int]:
+        """The datapath can only open with what sessions there are. Returns the peers that had one
+        to seal with, or were about to."""
+        lost = []
+        for peer in self._peers.values():
+            if peer.keypairs.next or peer.keypairs.usable(now):
+                lost.append(peer.number)
+                peer.last_handshake_sent = float("-inf")  # it need not wait
+            peer.keypairs.fade_all()
+        return lost
+
     def has_session(self, number: int, now: float) -> bool:
         """Whether there is one to seal with."""
         return self._peers[number].keypairs.usable(now)

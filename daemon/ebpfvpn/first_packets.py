@@ -1,5 +1,5 @@
-"""Packets that `steer` left to the daemon: their peer has no usable session, or there is no peer,
-or they do not fit the way to it."""
+"""Packets that the datapath left to the daemon: their peer has no usable session, or there is no
+peer, or they do not fit the way to it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from ebpfvpn.ratelimiter import Limiter
 from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
 
-_READS = 512
-"""Packets that are read from the TUN at once, so that other work gets its turn."""
 _ICMP_PER_SECOND = 1000
 
 
 class FirstPackets:
-    """Reads the TUN: stages what can be sent soon, answers the rest with ICMP."""
+    """Stages what can be sent soon, answers the rest with ICMP."""
 
     def __init__(
         self, interface: Interface, device: Device, staged: Staged, counters: Counter[str]
@@ -30,13 +28,13 @@ class FirstPackets:
         self._counters = counters
         self._icmp = Limiter(_ICMP_PER_SECOND)
 
-    def read(self, now: float) -> None:
-        """All that waits; the device may have actions then."""
-        for _ in range(_READS):
-            packet = self._interface.tun.read()
-            if packet is None:
-                return
+    def read(self, now: float) -> bool:
+        """What waits on the TUN, a batch at most. Whether the device may have actions then."""
+        found = False
+        for packet in self._interface.datapath.packets():
             self._handle(packet, now)
+            found = True
+        return found
 
     def _handle(self, packet: bytes, now: float) -> None:
         found = inner.parse(packet)

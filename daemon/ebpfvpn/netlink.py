@@ -49,6 +49,16 @@ class Link:
     alias: str
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Of a device, and how many packets it lost."""
+
+    length: int
+    """Packets that it may hold."""
+    tx_dropped: int
+    rx_dropped: int
+
+
 class Netlink:
     """Requests to the kernel; OSError says which errno and why."""
 
@@ -85,6 +95,18 @@ class Netlink:
                 raise
             return None
 
+    def queue(self, ifindex: int) -> Queue:
+        """All zero: there is no such device."""
+        try:
+            message = self.request("link", "get", index=ifindex)[0]
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):
+                raise
+            return Queue(0, 0, 0)
+        counters = message.get_attr("IFLA_STATS64")
+        length = message.get_attr("IFLA_TXQLEN")
+        return Queue(length, counters["tx_dropped"], counters["rx_dropped"])
+
     def delete_link(self, ifindex: int) -> None:
         """Nothing happens if it is gone."""
         with ignoring(errno.ENODEV, errno.EINVAL):
@@ -92,6 +114,9 @@ class Netlink:
 
     def set_mtu(self, ifindex: int, mtu: int) -> None:
         self.request("link", "set", index=ifindex, mtu=mtu)
+
+    def set_queue_length(self, ifindex: int, packets: int) -> None:
+        self.request("link", "set", index=ifindex, txqlen=packets)
 
     def set_up(self, ifindex: int) -> None:
         self.request("link", "set", index=ifindex, state="up")

@@ -69,6 +69,11 @@ class Keypairs:
         self.previous, self.current, self.next = self.current, self.next, None
         return over
 
+    def fade_all(self) -> None:
+        """None seals any more."""
+        self.fading = sorted(self, key=lambda pair: -pair.created)
+        self.previous = self.current = self.next = None
+
     def expire(self, now: float) -> list[Session]:
         over = [pair for pair in self if now >= expiry(pair)]
         self.previous, self.current, self.next = (

@@ -6,7 +6,7 @@ The text follows `wg show`. Secrets are never part of a status.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class DeviceStatus(TypedDict):
@@ -21,10 +21,18 @@ class DeviceStatus(TypedDict):
 
 class DatapathStatus(TypedDict):
     path: str
-    """"kernel"."""
+    """"kernel" or "userspace"."""
+    reason: str
     devices: list[DeviceStatus]
-    pins: str
-    """Directory of the pinned maps and programs."""
+    pins: NotRequired[str]
+    """Directory of the kernel path's pinned maps and programs."""
+
+
+class SocketsStatus(TypedDict):
+    """What the kernel granted, in bytes of each UDP socket."""
+
+    send_buffer: int
+    recv_buffer: int
 
 
 class SessionStatus(TypedDict):
@@ -67,6 +75,9 @@ class Status(TypedDict):
     fwmark: int
     """0: off."""
     mtu: int
+    sockets: SocketsStatus
+    tx_queue_length: int
+    """Packets that may wait in the TUN device for the daemon."""
     pid: int
     started: float
     """When the daemon was, in seconds of CLOCK_BOOTTIME."""
@@ -75,7 +86,7 @@ class Status(TypedDict):
     datapath: DatapathStatus
     peers: list[PeerStatus]
     drops: dict[str, int]
-    """Packets by reason, of the datapath."""
+    """Packets by reason: of the datapath, and what the kernel lost behind and before it."""
     refused: dict[str, int]
     """Handshake messages by reason, of the protocol."""
     daemon: dict[str, int]
@@ -114,11 +125,15 @@ def _interface(status: Status) -> Iterator[str]:
     if status["fwmark"]:
         yield f"  fwmark: {status['fwmark']:#x}"
     yield f"  mtu: {status['mtu']}"
-    yield f"  path: {datapath['path']} (process {status['pid']})"
+    sockets = status["sockets"]
+    sizes = f"send {_size(sockets['send_buffer'])}, receive {_size(sockets['recv_buffer'])}"
+    yield f"  queues: {sizes}, TUN {status['tx_queue_length']} packets"
+    yield f"  path: {datapath['path']}, {datapath['reason']} (process {status['pid']})"
     for device in datapath["devices"]:
         modes = f"open {device['open']}, seal {device['seal']}"
         yield f"    {device['name']}: {modes} ({device['reason']})"
-    yield f"  maps: {datapath['pins']}"
+    if "pins" in datapath:
+        yield f"  maps: {datapath['pins']}"
 
 
 def _peer(peer: PeerStatus, now: float) -> Iterator[str]:

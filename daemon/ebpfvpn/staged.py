@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-PER_PEER = 128
-"""Packets, as in Linux (MAX_STAGED_PACKETS): when there are more, the oldest goes."""
+PER_PEER = 1024
+"""Packets: when there are more, the oldest goes. Linux keeps 128 (MAX_STAGED_PACKETS), which a fast
+sender fills in a few milliseconds, less than a handshake takes."""
 IN_ALL = 16_384
 
 

@@ -1,6 +1,6 @@
-"""The TUN device: a file descriptor of inner IP packets.
+"""The TUN device: a file descriptor of inner IP packets, each behind a virtio-net header.
 
-The device outlives the process, so that packets go on while no daemon runs, until it is deleted.
+The device can outlive the process, so that packets go on while no daemon runs, until it is deleted.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Self
+
+from ebpfvpn import virtio_net
 
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
+_TUNSETOFFLOAD = 0x400454D0
 _TUNGETIFF = 0x800454D2
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
 _IFF_TUN_EXCL = 0x8000
-_FLAGS = _IFF_TUN | _IFF_NO_PI
+_FLAGS = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+_CHECKSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = 1, 2, 4, 8, 32, 64  # TUN_F_*
+_TSO = _CHECKSUM | _TSO4 | _TSO6 | _TSO_ECN
 _REQUEST = struct.Struct("16sH22x")
-_MAX_PACKET = 65535
+_PLAIN = bytes(virtio_net.LENGTH)
 _NAME_LENGTH = 15
 
 
@@ -63,30 +70,48 @@ class Tun:
             fcntl.ioctl(fd, _TUNGETIFF, request)
         except OSError:
             return None
-        if _REQUEST.unpack(request)[0].rstrip(b"\0") != os.fsencode(name):
+        found, flags = _REQUEST.unpack(request)
+        if found.rstrip(b"\0") != os.fsencode(name) or not flags & _IFF_VNET_HDR:
             return None
         os.set_blocking(fd, False)
         return cls(fd, name)
 
-    def persist(self) -> None:
-        """From now on it is there until it is deleted."""
-        fcntl.ioctl(self._fd, _TUNSETPERSIST, 1)
+    def persist(self, on: bool = True) -> None:
+        """Whether it is there until it is deleted; else it goes with its last descriptor. Nothing
+        happens if it is deleted."""
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, _TUNSETPERSIST, int(on))
+
+    def offload(self, on: bool) -> bool:
+        """Whether packets may come as the stack has them: many of a TCP or UDP flow in one, and
+        without checksums. Returns whether the kernel knows this of UDP too (since Linux 6.2). One
+        that knows nothing of it gives each packet by itself."""
+        for offloads in (_TSO | _USO4 | _USO6, _TSO) if on else (0,):
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offloads)
+                return bool(offloads & _USO4)
+        return False
 
     def fileno(self) -> int:
         return self._fd
 
-    def read(self) -> bytes | None:
-        """The next IP packet; None: there is none now."""
+    def read_into(self, buffer: bytearray) -> int:
+        """The next packet, behind its virtio-net header: how many bytes these are together; 0:
+        there is none now. `buffer` has virtio_net.MOST bytes."""
         try:
-            return os.read(self._fd, _MAX_PACKET)
+            return os.readv(self._fd, (buffer,))
         except BlockingIOError:
-            return None
+            return 0
 
     def write(self, packet: bytes) -> bool:
         """Gives an IP packet to the stack. False: the kernel did not take it (the device is
         down, say)."""
+        return self.write_parts((_PLAIN, packet))
+
+    def write_parts(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """As `write`, a packet with its virtio-net header, in at most 1,024 parts."""
         try:
-            os.write(self._fd, packet)
+            os.writev(self._fd, parts)
         except OSError:
             return False
         return True

@@ -34,11 +34,14 @@ class Fakes:
     def install(self, *_: object, **__: object) -> None:
         raise self.error
 
-    def check(self) -> list[str]:
-        return []
-
     def sessions(self) -> list[Any]:
         raise self.error
+
+    def check(self) -> None:
+        pass
+
+    def events(self) -> list[Any]:
+        return []
 
     def send(self, data: bytes, _: Endpoint) -> bool:
         self.sent.append(data)

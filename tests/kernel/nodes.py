@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
+from ebpfvpn import virtio_net
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import bpffs, leftovers
 from ebpfvpn.kernel.attach import AttachMode
@@ -41,6 +42,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def read(tun: Tun) -> bytes | None:
+    """The next packet on a TUN; None: there is none."""
+    buffer = bytearray(virtio_net.MOST)
+    count = tun.read_into(buffer)
+    return bytes(buffer[virtio_net.LENGTH : count]) if count else None
 
 
 @contextlib.contextmanager

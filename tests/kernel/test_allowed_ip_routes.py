@@ -10,6 +10,7 @@ import pytest
 from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import Tun, TunError
+from kernel.nodes import read
 from netns import Namespace, address, namespace, veth
 
 MARK = 51820
@@ -98,7 +99,7 @@ def test_other_table_and_none(ns: Namespace, netlink: Netlink, tun: Tun) -> None
 def test_tun(ns: Namespace, tun: Tun) -> None:
     ns.run("ping", "-c", "1", "-W", "0.1", "10.66.0.2", check=False)
     packets = []
-    while (packet := tun.read()) is not None:
+    while (packet := read(tun)) is not None:
         packets.append(packet)
     assert any(packet[0] >> 4 == 4 for packet in packets)
     with pytest.raises(TunError, match="wg0 exists already"):

@@ -19,7 +19,7 @@ from ebpfvpn.kernel.attach import ATTACH_MODES, AttachMode
 from ebpfvpn.kernel.bpffs import pin_directory
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.keypair import Keypair, Session
-from kernel.nodes import INNER, OUTER, OUTER6, PEER, PORT, Node, node, two_nodes, wait_for
+from kernel.nodes import INNER, OUTER, OUTER6, PEER, PORT, Node, node, read, two_nodes, wait_for
 from netns import namespace
 
 
@@ -161,10 +161,10 @@ def test_retired_session_is_forgotten_with_its_keys() -> None:
 def test_not_usable_goes_to_the_daemon() -> None:
     with two_nodes() as (one, _):
         one.datapath.set_usable(PEER, False)
-        while one.tun.read():
+        while read(one.tun):
             pass
         one.ns.run("ping", "-c", "1", "-W", "0.1", "10.66.0.2", check=False)
-        packet = one.tun.read()
+        packet = read(one.tun)
         assert packet is not None
         assert packet[16:20] == ip_address("10.66.0.2").packed
         one.datapath.set_usable(PEER, True)

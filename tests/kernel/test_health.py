@@ -18,7 +18,7 @@ from ebpfvpn.kernel.map import Map
 from ebpfvpn.netlink import Monitor
 from ebpfvpn.tun import alias
 from kernel.compiler import compile_bpf
-from kernel.nodes import PEER, PORT, Node, two_nodes
+from kernel.nodes import PEER, PORT, Node, read, two_nodes
 from kernel.test_attach import FOREIGN
 from netns import Namespace, namespace, veth
 
@@ -215,10 +215,10 @@ def test_left_out_packets_queue_up_while_there_is_no_segmenter(
         with pytest.raises(DatapathError):
             check(one)
     assert segmenter() == (0, 0)
-    while one.tun.read():
+    while read(one.tun):
         pass
     one.ns.run("ping", "-c", "1", "-W", "0.1", "10.66.0.2", check=False)
-    assert one.tun.read()
+    assert read(one.tun)
     check(one)
     assert 0 not in segmenter()
     assert segmenter() != before
@@ -239,3 +239,12 @@ def test_down_finds_what_is_attached_without_pins(pair: tuple[Node, Node]) -> No
     assert segmenter_ends(one.ns) == []
     assert "xdp" not in one.ns.run("ip", "link", "show", "under0")
     assert "clsact" not in one.ns.run("tc", "qdisc", "show", "dev", "under0")
+
+
+def test_the_tun_device_is_elsewhere(pair: tuple[Node, Node]) -> None:
+    one, _ = pair
+    with namespace() as elsewhere:
+        one.ns.run("ip", "link", "set", one.name, "netns", elsewhere.name)
+        with pytest.raises(DatapathError, match="has left this network namespace"):
+            check(one)
+        elsewhere.run("ip", "link", "set", one.name, "netns", one.ns.name)

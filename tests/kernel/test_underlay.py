@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from ebpfvpn.kernel.underlay import Way, resolve
 from ebpfvpn.netlink import Monitor, Netlink
+from ebpfvpn.underlay import Way, resolve
 from kernel.nodes import wait_for
 from netns import Namespace, address, namespace, veth
 

@@ -58,6 +58,21 @@ def test_only_the_latest_fade() -> None:
     assert keypairs.fading == [session(4), session(3), session(2)]
 
 
+def test_all_fade() -> None:
+    """The latest first; the others go when there is a new one."""
+    fading = [session(4, 20.0), session(5, 15.0), session(6, 5.0)]
+    keypairs = Keypairs(session(1, 10.0), session(2, 130.0), session(3, 150.0), fading)
+    keypairs.fade_all()
+    assert show(keypairs) == (0, 0, 0)
+    assert [pair.local_index for pair in keypairs.fading] == [3, 2, 4, 5, 1, 6]
+    assert not keypairs.usable(0.0)
+    assert keypairs.first_expiry() == 5.0 + wire.REJECT_AFTER_TIME
+    keypairs.fade_all()
+    assert len(keypairs.fading) == 6
+    assert keypairs.initiated(session(NEW)) == [session(5, 15.0), session(1, 10.0), session(6, 5.0)]
+    assert [pair.local_index for pair in keypairs.fading] == [3, 2, 4]
+
+
 def test_keypairs_expire_one_by_one() -> None:
     fading = [session(4, 20.0)]
     keypairs = Keypairs(session(1, 10.0), session(2, 130.0), session(3, 250.0), fading)

@@ -28,7 +28,16 @@ OUTER6 = ("2001:db8::1", "2001:db8::2")
 INNER = ("10.66.0.1", "10.66.0.2")
 INNER6 = ("fd66::1", "fd66::2")
 MODES = ("native", "generic", "tc")
-_OWN_KEYS = ("AttachMode", "RekeyAfterTime", "RekeyAfterMessages", "ReplayWindow")
+_OWN_KEYS = (
+    "AttachMode",
+    "Datapath",
+    "RecvBuffer",
+    "RekeyAfterMessages",
+    "RekeyAfterTime",
+    "ReplayWindow",
+    "SendBuffer",
+    "TxQueueLen",
+)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -53,4 +53,5 @@ def test_nothing_is_lost_or_doubled_by_a_rekey() -> None:
             status = each.show()
             assert len(status["peers"][0]["sessions"]) <= 6  # three, and three that fade
             assert status["drops"]["unknown_index"] == 0
+            assert status["drops"]["socket_refused"] == 0
             assert status["drops"]["bad_tag"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -63,6 +64,14 @@ def one_node(**interface: object) -> Iterator[tuple[Node, Node]]:
         yield one, other
 
 
+def default_route(one: Node, other: Node) -> None:
+    """Of `one` through `other`: routes, rules and a table go with it."""
+    one.configure(
+        {"ListenPort": PORT, "Address": f"{INNER[0]}/24, fd66::1/64"},
+        [other.peer("0.0.0.0/0", "::/0", endpoint=endpoint(OUTER[1]))],
+    )
+
+
 @pytest.mark.parametrize("mode", ["native", "generic", "tc"])
 def test_down_removes_everything(mode: str) -> None:
     with one_node(AttachMode=mode) as (one, other):
@@ -82,10 +91,7 @@ def test_down_removes_everything(mode: str) -> None:
 @pytest.mark.parametrize("kills", [0, 2])
 def test_down_removes_the_rules_of_a_default_route(kills: int) -> None:
     with underlay() as (a, b), node(a) as one, node(b) as other:
-        one.configure(
-            {"ListenPort": PORT, "Address": f"{INNER[0]}/24, fd66::1/64"},
-            [other.peer("0.0.0.0/0", "::/0", endpoint=endpoint(OUTER[1]))],
-        )
+        default_route(one, other)
         before = traces(one)
         one.up()
         during = traces(one)
@@ -263,4 +269,46 @@ def test_foreground_runs_until_it_is_told_to_stop() -> None:
         assert process.returncode == 0
         assert f"{one.name} is up" in said
         assert one.private_key not in said
+        assert traces(one) == before
+
+
+def test_a_device_that_somebody_deletes_takes_everything_with_it() -> None:
+    with one_node() as (one, other):
+        default_route(one, other)
+        before = traces(one)
+        one.up()
+        pid = os.pidfd_open(one.show()["pid"])
+        one.ns.run("ip", "link", "del", one.name)
+        assert select.select([pid], [], [], 10)[0]  # it has ended
+        os.close(pid)
+        (error,) = one.log().splitlines()[-1:]
+        assert "ERROR" in error
+        assert f"somebody deleted the device {one.name}" in error
+        assert one.log().count("deleted") == 1
+        assert "Traceback" not in one.log()
+        after = traces(one)
+        # The log of a daemon that failed may be read.
+        after["run"] = [path for path in after["run"] if not path.endswith(".log")]
+        assert after == before
+        one.up()
+
+
+def test_a_device_that_somebody_deletes_in_the_foreground() -> None:
+    with one_node() as (one, _):
+        before = traces(one)
+        command = one.ns.command(
+            sys.executable, "-m", "ebpfvpn", "up", "--foreground", str(one.path)
+        )
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for(lambda: (RUN / f"{one.name}.sock").exists())
+            wait_for(lambda: one.command("show", one.name).returncode == 0)
+            one.ns.run("ip", "link", "del", one.name)
+            _, said = process.communicate(timeout=15)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 1
+        assert f"ebpfvpn: {one.name}: somebody deleted the device" in said.splitlines()[-1]
+        assert "Traceback" not in said
         assert traces(one) == before

@@ -155,6 +155,13 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
         _leave(netlink, tunnel.marker, ifindex)
 
 
+def stop_opening(tunnel: Tunnel, ifindex: int) -> None:
+    """Messages go up to the daemon from now on; what is opened already is delivered."""
+    with bpffs.devices_lock():
+        dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
+        Filter(ifindex, hooks.INGRESS, tunnel.handle, hooks.OPEN_PRIORITY).detach(tunnel.ours)
+
+
 def open_in_tc(tunnel: Tunnel, open_tc: Program, ifindex: int, following: AttachMode) -> None:
     """From now on it can do without the dispatcher, in which the generation that follows takes its
     place, or which it wants in another mode. Nothing happens if the device is gone."""

@@ -19,6 +19,7 @@ from ebpfvpn.datapath import (
     Event,
     Left,
     MessagesUsed,
+    Receiving,
     Roamed,
     SessionState,
     Traffic,
@@ -29,6 +30,7 @@ from ebpfvpn.kernel import (
     attach,
     bpffs,
     generation,
+    hooks,
     layout,
     leftovers,
     objects,
@@ -46,7 +48,7 @@ from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.map import Map, RingBuffer
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.kernel.sealing import Sealing
-from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions
+from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions, await_programs
 from ebpfvpn.kernel.ways import Ways
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
@@ -286,7 +288,36 @@ class KernelDatapath:
     def network_changed(self) -> None:
         self._ways.network_changed()
 
+    def release(self) -> list[Receiving]:
+        """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
+        halves of all live sessions."""
+        self._health.close()
+        facts = self._generation.facts
+        hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
+        self._ways.stop_opening()
+        # What was being opened is delivered.
+        await_programs()
+        return self._sessions.receiving()
+
+    def discard(self) -> None:
+        """As `remove`, but the TUN device stays, for another datapath."""
+        self._sessions.retire_all()
+        netlink = Netlink()
+        try:
+            self._ways.detach()
+            facts = self._generation.facts
+            hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
+            segmenter.remove(netlink, self._generation.label)
+            self.remove_older()
+            self.close()
+            leftovers.remove_generation(netlink, self._generation)
+        finally:
+            netlink.close()
+
     def check(self) -> list[str]:
+        """Looks whether all that packets need is in place, and puts back what is not. Returns what
+        was found and done, one line for the operator each. DatapathError: it cannot be put back,
+        so packets need another path."""
         return self._health.check()
 
     def close(self) -> None:

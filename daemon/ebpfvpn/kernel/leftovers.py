@@ -24,7 +24,6 @@ _CLONE_NEWNET = 0x40000000
 def clean(name: str) -> None:
     """Takes away what is left of the tunnel NAME; nothing happens where nothing is left.
     DatapathError where it runs."""
-    bpffs.mount()
     lock = bpffs.NameLock(name)
     try:
         netlink = Netlink()
@@ -82,8 +81,10 @@ def _detach(of: Generation, tunnel: Tunnel | None, netlink: Netlink) -> None:
 def _remove_tun(of: Generation, netlink: Netlink) -> None:
     """And the rules that lead to it, unless another device has its number now."""
     link = netlink.link(of.facts.tun)
-    if link is not None and link.alias == alias(of.name):
-        AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+    if link is not None and link.alias != alias(of.name):
+        return
+    AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+    if link is not None:
         netlink.delete_link(link.ifindex)
 
 

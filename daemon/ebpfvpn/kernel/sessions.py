@@ -11,15 +11,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ebpfvpn.datapath import SessionState
-from ebpfvpn.kernel import layout
+from ebpfvpn.datapath import Receiving, SessionState
+from ebpfvpn.kernel import layout, window
 from ebpfvpn.kernel.layout import number
 from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.kernel.program import Program
 from ebpfvpn.keypair import Keypair, Session
-from ebpfvpn.wire import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
+from ebpfvpn.wire import KEY_LENGTH, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 
 NANOSECONDS = 1_000_000_000
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
@@ -137,6 +137,25 @@ class Sessions:
             found.append(
                 SessionState(entry.peer, session, entry.send_counter, entry.receive_highest)
             )
+        return found
+
+    def receiving(self) -> list[Receiving]:
+        """The receiving halves of those that are alive. No program opens meanwhile."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        found = []
+        for state in self.states():
+            index = number(state.session.local_index)
+            keys, ring = self._maps["keys"].lookup(index), self._maps["windows"].lookup(index)
+            if keys and ring and now < state.session.created + REJECT_AFTER_TIME:
+                found.append(
+                    Receiving(
+                        state.peer,
+                        state.session,
+                        keys[KEY_LENGTH : 2 * KEY_LENGTH],
+                        state.receive_highest,
+                        *window.seen(ring, state.receive_highest),
+                    )
+                )
         return found
 
     def retire_all(self) -> None:

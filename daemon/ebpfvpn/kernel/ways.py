@@ -16,14 +16,12 @@ from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.layout import number, octets, pack_address, unpack_address
 from ebpfvpn.kernel.map import BPF_F_LOCK
 from ebpfvpn.kernel.objects import Object
-from ebpfvpn.kernel.underlay import Neighbours, Way, resolve
 from ebpfvpn.netlink import Link, Netlink
+from ebpfvpn.path_mtu import longest_inner
+from ebpfvpn.underlay import Neighbours, Way, resolve
 
 log = logging.getLogger(__name__)
 
-_HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
-"""IP, UDP, header and tag of a message."""
-_PADDING = 16
 _BURST = 0.1
 """Seconds for which a neighbour that was looked up serves all peers behind it."""
 
@@ -113,6 +111,16 @@ class Ways:
                 )
         for key in self._endpoints.keys():  # noqa: SIM118
             self._resolve(layout.from_number(key))
+
+    def stop_opening(self) -> None:
+        for ifindex in self.attachments:
+            attach.stop_opening(self.tunnel, ifindex)
+
+    def detach(self) -> None:
+        """From all devices."""
+        for ifindex in list(self.attachments):
+            attach.detach(self._netlink, self.tunnel, ifindex)
+            del self.attachments[ifindex]
 
     def _find_links(self) -> None:
         self._links = {link.ifindex: link for link in self._netlink.links()}
@@ -223,9 +231,7 @@ class Ways:
                 self._routes.delete(old)
 
     def _limit(self, peer: int, endpoint: Endpoint, way: Way) -> None:
-        """The longest inner packet; padding makes it longer, but not than the TUN's MTU."""
-        room = max(way.mtu - _HEADERS[endpoint.address.version], 0)
-        longest = 0 if room >= self._mtu else room // _PADDING * _PADDING
+        longest = longest_inner(way.mtu, endpoint.address.version, self._mtu)
         self._set_peer.syscall(
             layout.SetPeer(peer=peer, fields=layout.SET_MAX_INNER, max_inner=longest)
         )

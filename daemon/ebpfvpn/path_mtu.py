@@ -1,0 +1,50 @@
+"""The longest inner packet that fits the way to an endpoint."""
+
+from __future__ import annotations
+
+from ebpfvpn import wire
+from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.netlink import Link, Netlink
+from ebpfvpn.underlay import Neighbours, resolve
+
+_HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
+"""IP, UDP, header and tag of a message."""
+
+
+def longest_inner(mtu: int, version: int, inner_mtu: int) -> int:
+    """On a way of `mtu` bytes, by the outer IP version; 0: whatever the TUN's MTU lets. Padding
+    makes packets longer, but not than that."""
+    room = max(mtu - _HEADERS[version], 0)
+    return 0 if room >= inner_mtu else room // wire.PADDING * wire.PADDING
+
+
+class PathMtu:
+    """As the routing table and the devices say."""
+
+    def __init__(self, netlink: Netlink, fwmark: int) -> None:
+        self._netlink = netlink
+        self._fwmark = fwmark
+        self._links: dict[int, Link] = {}
+
+    def network_changed(self) -> None:
+        self._links.clear()
+
+    def max_inner(self, endpoint: Endpoint, inner_mtu: int) -> int:
+        """See `longest_inner`; 0 also without a way."""
+        neighbours: Neighbours = {}
+        for local in (endpoint.local, None):
+            try:
+                way = resolve(
+                    self._netlink, self._link, endpoint.address, local,
+                    ifindex=endpoint.ifindex, fwmark=self._fwmark, neighbours=neighbours,
+                )  # fmt: skip
+            except OSError:
+                return 0
+            if way is not None:
+                return longest_inner(way.mtu, endpoint.address.version, inner_mtu)
+        return 0
+
+    def _link(self, ifindex: int) -> Link | None:
+        if ifindex not in self._links:
+            self._links = {link.ifindex: link for link in self._netlink.links()}
+        return self._links.get(ifindex)
