@@ -337,8 +337,13 @@ class Daemon:
         self._act()
 
     def _check_path(self) -> None:
-        self.datapath.check()
+        done = self.datapath.check()
+        for repair in done:
+            self.counters["repairs"] += 1
+            log.warning("%s", repair)
         self._datapath_readable()
+        if done:
+            self._log_ways()
 
     def _advance(self) -> None:
         self._wake = None

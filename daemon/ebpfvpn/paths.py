@@ -9,14 +9,12 @@ the old ones are opened here until they are over.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import re
 import select
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
@@ -33,6 +31,7 @@ from ebpfvpn.datapath import (
     added,
 )
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.tun import Tun
@@ -43,10 +42,6 @@ from ebpfvpn.userspace.state import PeerState
 Network = IPv4Network | IPv6Network
 Message = tuple[bytes, Endpoint]
 
-_FIRST_TRY, _LAST_TRY = 1.0, 60.0
-"""Seconds until the kernel path is tried again: doubled each time, up to this."""
-_HELD = 60.0
-"""Seconds after which a kernel path that works is taken for lasting."""
 _DATA = wire.Data.TYPE
 
 log = logging.getLogger(__name__)
@@ -76,7 +71,6 @@ class Paths:
         self._udp = udp
         self._userspace = userspace
         self._kernel: KernelDatapath | None = None
-        self._build = build
         self._state = state
         self._reason = reason
         self._peers: dict[int, _Known] = {}
@@ -89,11 +83,7 @@ class Paths:
         self._gone_drops: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()
         """Repairs, changes of the path, packets that went another way than most."""
-        self._builder = ThreadPoolExecutor(1, "kernel-path")
-        self._building: Future[KernelDatapath] | None = None
-        self._pause = _FIRST_TRY
-        self._next_try = _now() + _FIRST_TRY
-        self._since = _now()
+        self._builder = Builder(build)
         self._poll = select.epoll()
         self._poll.register(userspace.events_fd(), select.EPOLLIN)
         userspace.alone(kernel is None)
@@ -105,7 +95,6 @@ class Paths:
     def _take_front(self, kernel: KernelDatapath) -> None:
         self._kernel = kernel
         self._poll.register(kernel.events_fd(), select.EPOLLIN)
-        self._since = _now()
 
     # Packets and messages.
 
@@ -147,25 +136,36 @@ class Paths:
 
     # Which path.
 
-    def check(self) -> None:
-        """To be called twice a second, and when something about the network changed: repairs the
-        kernel path, goes down to userspace, or up again. Tells of a change by PathChanged."""
+    def check(self) -> list[str]:
+        """See Datapath.check, but never fails: goes down to userspace, or up again, and tells of
+        that by PathChanged."""
         if self._kernel is not None:
             try:
-                for line in self._kernel.check():
-                    log.warning("repaired: %s", line)
-                    self.counters["repairs"] += 1
+                done = self._kernel.check()
             except (DatapathError, OSError) as error:
                 self._fall(self._kernel, str(error))
-                return
+                return []
             self._filter()
-            if _now() > self._since + _HELD:
-                self._pause = _FIRST_TRY
-        elif self._building is not None:
-            if self._building.done():
-                self._finish_building(self._building)
-        elif self._build is not None and _now() >= self._next_try:
-            self._building = self._builder.submit(self._build_front, dict(self._peers))
+            return done
+        try:
+            kernel = self._builder.poll(self._add_peers)
+        except (DatapathError, OSError) as error:
+            if _without_numbers(str(error)) != _without_numbers(self._reason):
+                log.warning("still in userspace: %s", error)
+            self._reason = str(error)
+        else:
+            if kernel is not None:
+                self._go_up(kernel)
+        return []
+
+    def _add_peers(self, kernel: KernelDatapath) -> None:
+        """In the builder's thread: peers are neither added nor removed there."""
+        for number, known in list(self._peers.items()):
+            kernel.add_peer(number, known.public_key)
+            kernel.set_allowed_ips(number, known.networks)
+            kernel.set_timestamp(number, known.timestamp)
+            if (endpoint := self._userspace.endpoint(number)) is not None:
+                kernel.set_endpoint(number, endpoint)
 
     def leave_kernel(self) -> None:
         """It is not wanted any more. Its sessions only open (Left.only_opening)."""
@@ -179,7 +179,7 @@ class Paths:
         self._reason = reason
         self._go_down(kernel)
         self._events.append(PathChanged(sealing_lost=True))
-        self._try_later()
+        self._builder.broke()
 
     def _go_down(self, kernel: KernelDatapath) -> None:
         for sock in self._udp.sockets:
@@ -194,56 +194,15 @@ class Paths:
             self._gone_traffic[number] = added(before, traffic) if before else traffic
         self._gone_drops.update(kernel.drops())
         self._take_back()
-        # In a thread, so that packets go on meanwhile.
-        self._builder.submit(self._discard, kernel)
+        self._builder.discard(kernel)
         # What is left of it goes with this process.
         self._tun.persist(False)
-
-    def _discard(self, kernel: KernelDatapath) -> None:
-        try:
-            kernel.discard()
-        except (DatapathError, OSError) as error:
-            log.error("what is left of the kernel path cannot be taken away: %s", error)
 
     def _take_back(self) -> None:
         assert self._kernel is not None
         self._poll.unregister(self._kernel.events_fd())
         self._kernel = None
         self._in_userspace.clear()
-
-    def _try_later(self) -> None:
-        self._next_try = _now() + self._pause
-        self._pause = min(2 * self._pause, _LAST_TRY)
-
-    def _build_front(self, peers: dict[int, _Known]) -> KernelDatapath:
-        """In a thread, so that packets go on meanwhile."""
-        assert self._build is not None
-        kernel = self._build()
-        try:
-            for number, known in peers.items():
-                kernel.add_peer(number, known.public_key)
-                kernel.set_allowed_ips(number, known.networks)
-                kernel.set_timestamp(number, known.timestamp)
-                if (endpoint := self._userspace.endpoint(number)) is not None:
-                    kernel.set_endpoint(number, endpoint)
-            kernel.check()
-        except BaseException:
-            kernel.discard()
-            raise
-        return kernel
-
-    def _finish_building(self, building: Future[KernelDatapath]) -> None:
-        self._building = None
-        try:
-            kernel = building.result()
-        except (DatapathError, OSError) as error:
-            log.debug("the kernel path cannot be built: %s", error)
-            if str(error) != self._reason:
-                log.warning("still in userspace: %s", error)
-            self._reason = str(error)
-            self._try_later()
-            return
-        self._go_up(kernel)
 
     def _go_up(self, kernel: KernelDatapath) -> None:
         log.warning("the kernel path works again: new sessions are made there")
@@ -425,21 +384,14 @@ class Paths:
             path.network_changed()
 
     def close(self) -> None:
-        self._end_building()
+        self._builder.close()
         for path in self._both():
             path.close()
 
     def remove(self) -> None:
-        self._end_building()
+        self._builder.close()
         for path in self._both():
             path.remove()
-
-    def _end_building(self) -> None:
-        if self._building is not None:
-            with contextlib.suppress(DatapathError, OSError):
-                self._building.result().discard()
-            self._building = None
-        self._builder.shutdown()
 
 
 def _joined(front: Left, here: Left) -> Left:
@@ -455,5 +407,6 @@ def _joined(front: Left, here: Left) -> Left:
     )
 
 
-def _now() -> float:
-    return time.monotonic()
+def _without_numbers(reason: str) -> str:
+    """Each try has devices of its own: their numbers are no news."""
+    return re.sub(r"\d+", "", reason)

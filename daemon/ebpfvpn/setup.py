@@ -10,7 +10,6 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2s
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -21,23 +20,21 @@ from ipaddress import (
 )
 from pathlib import Path
 
-from ebpfvpn import handover, keys, underlay
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
+from ebpfvpn import handover, path_choice, underlay
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table, remove_orphaned_rules
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
-from ebpfvpn.datapath import DatapathError, Left
+from ebpfvpn.datapath import Left
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.kernel import adoption, bpffs, features, generation
-from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
-from ebpfvpn.kernel.datapath import KernelDatapath, shape
+from ebpfvpn.kernel import adoption, bpffs, generation
+from ebpfvpn.kernel.adoption import Found
 from ebpfvpn.losses import Losses
 from ebpfvpn.netlink import Monitor, Netlink
-from ebpfvpn.path_mtu import PathMtu
+from ebpfvpn.path_choice import Made
 from ebpfvpn.paths import Paths
 from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
-from ebpfvpn.userspace.datapath import UserspaceDatapath
-from ebpfvpn.userspace.state import PeerState, State, read, write
+from ebpfvpn.userspace.state import State, read, write
 
 Network = IPv4Network | IPv6Network
 
@@ -85,7 +82,9 @@ class Interface:
         peers = self.datapath.state()
         if peers:
             networks = [str(network) for network in self.config.networks()]
-            state = State(_identity(self.config), self.udp.port, self.fwmark, networks, peers)
+            state = State(
+                path_choice.identity(self.config), self.udp.port, self.fwmark, networks, peers
+            )
             found[_SESSIONS] = write(state)
         return found
 
@@ -105,12 +104,13 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     netlink = Netlink()
     undo.callback(netlink.close)
     mtu = config.interface.mtu or _mtu(netlink, config)
-    found, missing = _find(netlink, config, mtu)
+    found, missing = path_choice.find(netlink, config, mtu)
     kept = handover.inherited()
     state = _state(config, kept.pop(_SESSIONS, None))
     before = _before(found, state)
     tun = _tun(netlink, config.name, kept.pop(_TUN, None), goes_on=before is not None)
     undo.callback(tun.close)
+    remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
     fwmark = _fwmark(netlink, config, routes, before)
     port = config.interface.listen_port or (before.port if before else 0)
@@ -125,10 +125,9 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     _no_link_local(config.name)
     netlink.set_mtu(tun.ifindex, mtu)
     netlink.set_queue_length(tun.ifindex, config.interface.tx_queue_length)
-    datapath = _paths(
-        config, found, missing, tun, udp, PathMtu(netlink, fwmark), mtu, fwmark,
-        state.peers if state else (),
-    )  # fmt: skip
+    datapath = path_choice.choose(
+        Made(config, netlink, tun, udp, mtu, fwmark), found, missing, state.peers if state else ()
+    )
     with contextlib.ExitStack() as failed:
         if before:
             failed.callback(datapath.close)
@@ -188,7 +187,7 @@ def _before(found: Found, state: State | None) -> _Before | None:
 def _state(config: Config, kept: int | None) -> State | None:
     """Of sessions in userspace, in the process before."""
     state = None if kept is None else read(kept)
-    return state if state and state.identity == _identity(config) else None
+    return state if state and state.identity == path_choice.identity(config) else None
 
 
 def _fwmark(
@@ -198,76 +197,6 @@ def _fwmark(
     if not fwmark and routes.fwmark_needed(config.networks()):
         return free_table(netlink)
     return fwmark
-
-
-def _find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
-    """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
-    known yet. DatapathError."""
-    try:
-        features.require()
-    except DatapathError as error:
-        if generation.directories(config.name):
-            raise
-        return NOTHING, str(error)
-    return adoption.find(netlink, config.name, _wanted(config, mtu)), ""
-
-
-def _paths(
-    config: Config, found: Found, missing: str, tun: Tun, udp: UdpSockets, path_mtu: PathMtu,
-    mtu: int, fwmark: int, state: Sequence[PeerState],
-) -> Paths:  # fmt: skip
-    """DatapathError: there must be a kernel path, and there cannot."""
-    interface = config.interface
-
-    def build(found: Found = NOTHING) -> KernelDatapath:
-        features.require()
-        return KernelDatapath(
-            config.name,
-            tun_ifindex=tun.ifindex,
-            listen_port=udp.port,
-            mtu=mtu,
-            fwmark=fwmark,
-            peers=len(config.peers),
-            identity=_identity(config),
-            attach_mode=interface.attach_mode,
-            rekey_after_messages=interface.rekey_after_messages,
-            replay_window=interface.replay_window,
-            found=found,
-        )
-
-    kernel, reason = None, "asked for"
-    # One that is there already is left in order (Paths.leave_kernel).
-    if interface.datapath != "userspace" or found.newest:
-        try:
-            if missing:
-                raise DatapathError(missing)
-            kernel = build(found)
-            reason = "first choice" if interface.datapath == "auto" else reason
-        except DatapathError as error:
-            if interface.datapath == "kernel":
-                raise DatapathError(f"Datapath = kernel cannot be: {error}") from None
-            # The pinned programs would go on beside the other path.
-            if found.newest:
-                raise
-            reason = str(error)
-    if kernel:
-        tun.persist()
-    return Paths(
-        tun=tun,
-        udp=udp,
-        userspace=UserspaceDatapath(
-            tun=tun,
-            udp=udp,
-            path_mtu=path_mtu,
-            mtu=mtu,
-            rekey_after_messages=interface.rekey_after_messages,
-            replay_window=interface.replay_window,
-        ),
-        kernel=kernel,
-        reason=reason,
-        build=None if interface.datapath == "userspace" else build,
-        state=state,
-    )
 
 
 def _peers(config: Config, datapath: Paths) -> tuple[dict[int, PeerConfig], dict[int, Left]]:
@@ -301,25 +230,6 @@ def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
         for network in peer.allowed_ips:
             allowed_ips.insert(network, number)
     return allowed_ips
-
-
-def _wanted(config: Config, mtu: int) -> Wanted:
-    return Wanted(
-        _identity(config),
-        shape(mtu, config.interface.attach_mode, config.interface.replay_window),
-        config.interface.listen_port,
-        len(config.peers),
-        frozenset((peer.public_key, n) for peer in config.peers for n in peer.allowed_ips),
-    )
-
-
-def _identity(config: Config) -> str:
-    """What must not change under a tunnel that is gone on with. What table its routes were in
-    nobody remembers; and with the mark of a default route changes how everything is routed."""
-    interface = config.interface
-    routing = f"{interface.table}{interface.fwmark or ''}".encode()
-    public_key = keys.public_key(interface.private_key)
-    return blake2s(public_key + routing, digest_size=8).hexdigest()
 
 
 def _tun(netlink: Netlink, name: str, kept: int | None, *, goes_on: bool) -> Tun:

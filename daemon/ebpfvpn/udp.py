@@ -144,6 +144,15 @@ class UdpSockets:
         except OSError:
             return False
 
+    def segments(self) -> bool:
+        """Whether the kernel knows UDP_SEGMENT (see Destination.send). An older one pays no heed to
+        it, and sends one long message."""
+        try:
+            self.sockets[0].getsockopt(_SOL_UDP, _UDP_SEGMENT)
+        except OSError:
+            return False
+        return True
+
     def accept_all(self, sock: socket.socket) -> None:
         """Takes the filter off that Datapath.accept_only_messages put on."""
         with contextlib.suppress(OSError):

@@ -37,9 +37,6 @@ class Fakes:
     def sessions(self) -> list[Any]:
         raise self.error
 
-    def check(self) -> None:
-        pass
-
     def events(self) -> list[Any]:
         return []
 

@@ -30,7 +30,6 @@ from ebpfvpn.kernel import (
     attach,
     bpffs,
     generation,
-    hooks,
     layout,
     leftovers,
     objects,
@@ -291,10 +290,10 @@ class KernelDatapath:
     def release(self) -> list[Receiving]:
         """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
         halves of all live sessions."""
-        self._health.close()
-        facts = self._generation.facts
-        hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
-        self._ways.stop_opening()
+        with contextlib.suppress(DatapathError, OSError):
+            steer.detach(self._generation.facts, self._loaded)
+        with contextlib.suppress(DatapathError, OSError):
+            self._ways.stop_opening()
         # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()
@@ -305,8 +304,7 @@ class KernelDatapath:
         netlink = Netlink()
         try:
             self._ways.detach()
-            facts = self._generation.facts
-            hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
+            steer.detach(self._generation.facts, self._loaded)
             segmenter.remove(netlink, self._generation.label)
             self.remove_older()
             self.close()
@@ -315,9 +313,6 @@ class KernelDatapath:
             netlink.close()
 
     def check(self) -> list[str]:
-        """Looks whether all that packets need is in place, and puts back what is not. Returns what
-        was found and done, one line for the operator each. DatapathError: it cannot be put back,
-        so packets need another path."""
         return self._health.check()
 
     def close(self) -> None:

@@ -17,6 +17,11 @@ def attach(facts: Facts, loaded: Object) -> None:
     )
 
 
+def detach(facts: Facts, loaded: Object) -> None:
+    """Packets go on into the TUN."""
+    hooks.steer_filter(facts.tun, facts.handle).detach(loaded.maps["config"])
+
+
 def is_attached(facts: Facts, loaded: Object) -> bool:
     there = hooks.steer_filter(facts.tun, facts.handle).program_id()
     return there == loaded.programs[_PROGRAM].id

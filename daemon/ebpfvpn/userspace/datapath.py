@@ -98,6 +98,7 @@ class UserspaceDatapath:
         if on:
             for sock in self._udp.sockets:
                 self._udp.join(sock, True)
+        self._sealing.segments = self._udp.segments()
         self._gro.udp = self._tun.offload(on)
 
     # What is moved.
@@ -415,6 +416,9 @@ class UserspaceDatapath:
     def _signal(self) -> None:
         if self._events:
             os.eventfd_write(self._event, 1)
+
+    def check(self) -> list[str]:
+        return []
 
     def network_changed(self) -> None:
         self._path_mtu.network_changed()
