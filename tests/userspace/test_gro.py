@@ -51,13 +51,15 @@ def check_as_linux_does(packet: memoryview, header: virtio_net.Header) -> None:
     assert 0 < header.gso_size < len(packet) - header.headers
 
 
-def joined(packets: Iterable[bytes], *, udp: bool = True) -> list[list[bytes]]:
+def joined(
+    packets: Iterable[bytes], *, udp: bool = True, padding: bytes = PADDING
+) -> list[list[bytes]]:
     """What each write holds."""
     tun = FakeTun()
     gro = Gro(tun)
     gro.udp = udp
     for packet in packets:
-        gro.add(packet + PADDING, len(packet))
+        gro.add(packet + padding, len(packet))
     gro.flush()
     gro.flush()
     assert gro.refused == 0
@@ -95,6 +97,13 @@ def test_a_shorter_one_is_the_last(version: int, protocol: int) -> None:
     whole = Segment(version, protocol, bytes(range(250)))
     after = flow(2, 30, version=version, protocol=protocol, sequence=whole.sequence + 250)
     expect([*pieces(whole, 100), *after], 3, 2)
+
+
+@pytest.mark.parametrize(("version", "protocol"), FLOWS)
+@pytest.mark.parametrize("last", range(1, 10))
+def test_a_very_short_one_without_padding(version: int, protocol: int, last: int) -> None:
+    packets = [bytes(one) for one in pieces(Segment(version, protocol, bytes(20 + last)), 10)]
+    assert joined(packets, padding=b"") == [packets]
 
 
 @pytest.mark.parametrize(("version", "protocol"), FLOWS)
