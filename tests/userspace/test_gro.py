@@ -342,3 +342,54 @@ def test_any_mixture(starts: list[tuple[Segment, int]]) -> None:
 def without_id(packet: bytes) -> bytes:
     """Nor the IPv4 checksum, which covers it."""
     return packet if packet[0] >> 4 == 6 else packet[:4] + packet[6:10] + packet[12:]
+
+
+def claiming_its_length(packet: bytes) -> bytes:
+    """Opening looks at that before."""
+    if packet[0] >> 4 == 4:
+        return packet[:2] + len(packet).to_bytes(2, "big") + packet[4:]
+    return packet[:4] + (len(packet) - 40).to_bytes(2, "big") + packet[6:]
+
+
+def without_checksums(packet: bytes) -> bytes:
+    """Nor ids, where the packet could have been joined."""
+    changed = bytearray(packet)
+    start = 20 if packet[0] == 0x45 else 40
+    if packet[0] == 0x45:
+        changed[4:6] = changed[10:12] = bytes(2)
+    elif packet[0] >> 4 == 4:
+        return packet
+    offset = {TCP: 16, UDP: 6}.get(packet[9] if start == 20 else packet[6])
+    if offset is not None and len(packet) >= start + offset + 2:
+        changed[start + offset : start + offset + 2] = bytes(2)
+    return bytes(changed)
+
+
+@given(
+    packets=st.lists(
+        st.tuples(
+            PACKETS,
+            st.lists(st.tuples(st.integers(1, 63), st.integers(0, 255)), max_size=2),
+            st.integers(0, 70),
+        ),
+        max_size=8,
+    ),
+    repeated=st.integers(1, 3),
+    padding=st.sampled_from([b"", PADDING]),
+)
+@settings(max_examples=1500, deadline=None, database=None)
+def test_whatever_an_authenticated_peer_sends(
+    packets: list[tuple[Segment, list[tuple[int, int]], int]], repeated: int, padding: bytes
+) -> None:
+    """Any bytes behind an IP header of the right version and length."""
+    sent = []
+    for segment, changes, cut in packets:
+        packet = bytearray(bytes(segment))
+        least = 20 if segment.version == 4 else 40
+        for at, value in changes:
+            packet[at % len(packet) or 1] = value
+        kept = max(least, len(packet) - cut)
+        packet[0] = bytes(segment)[0]
+        sent += [claiming_its_length(bytes(packet[:kept]))] * repeated
+    found = [one for write in joined(sent, padding=padding) for one in write]
+    assert list(map(without_checksums, found)) == list(map(without_checksums, sent))
