@@ -309,7 +309,8 @@ def test_joined_messages_of_several_sessions(bench: Bench) -> None:
         packet = packets.ip(source, INNER_HERE[4], bytes([mark]) * (text - 20), protocol=99)
         return message(counter, packet, index=index)
 
-    initiation = b"\x01\0\0\0" + bytes(144)
+    # Our index where a data message has it.
+    initiation = struct.pack("<II", 1, LOCAL_INDEX + 1) + bytes(140)
     garbage = b"\xff" * size
     unknown = one(77, 0, 0)
     messages = [
