@@ -192,6 +192,12 @@ def test_what_differs_goes_up_by_itself(name: str) -> None:
     expect([one, two.with_(**MIDDLE[name]), three], 1, 1, 1)
 
 
+@pytest.mark.parametrize("fragment", [0x4001, 0x5F00, 0x6000, 0xC000, 0x2000, 0])
+def test_fragments_that_follow_each_other(fragment: int) -> None:
+    """What looks like TCP in them is none."""
+    expect(flow(3, fragment=fragment), *([3] if fragment == 0xC000 else [1, 1, 1]))
+
+
 OF_IPV6 = ("another port", "another TOS", "another TTL", "another window", "an extension header")
 
 
