@@ -23,6 +23,8 @@ struct drops {
 	__u64 no_endpoint; /* no address to send to */
 	__u64 no_route; /* no way to that address, nor a device by which the peer was heard */
 	__u64 malformed_frame; /* on the segmenter, but not one of ours */
+	/* the filter of the daemon's UDP sockets */
+	__u64 socket_refused; /* no well-formed handshake message, no data of a live session */
 	/* any */
 	__u64 helper_failed; /* the kernel refused to grow, shrink or redirect a packet */
 	/* not dropped but handed on */

@@ -267,6 +267,8 @@ static __always_inline int open_packet(packet_t *packet)
 #ifndef HOOK_XDP
 	if (packet->gso_size)
 		return pass(pass_aggregate);
+	if (!c->inner_ifindex) /* it is being made anew: the message comes back when it is there */
+		return VERDICT_PASS;
 #endif
 	if (outer.length < MESSAGE_OVERHEAD || outer.length > MAX_INNER + MESSAGE_OVERHEAD ||
 		packet_load(packet, outer.message, &message, sizeof(message)) ||

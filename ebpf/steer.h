@@ -94,6 +94,8 @@ int steer(struct __sk_buff *skb)
 	}
 	if (!c)
 		return TC_ACT_SHOT;
+	if (!c->outer_ifindex) /* it is being made anew */
+		return pass(pass_no_usable_session);
 	number = inner_peer(ip, end, 0);
 	if (!number)
 		return pass(pass_no_peer);

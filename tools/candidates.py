@@ -7,8 +7,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import openvpn_pair
+import tinc_pair
 from ebpfvpn_pair import EbpfvpnPair
-from lab import ROOT, UNDERLAY, Lab, wait_for
+from lab import ROOT, UNDERLAY, Lab, LabError, run, wait_for
+from openvpn_pair import OpenvpnPair
+from tinc_pair import TincPair
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -16,6 +20,15 @@ from interop.wireguard_go import WireGuardGo, genkey
 
 PORT = 51821
 WIREGUARD_GO = "wireguard-go"
+TINC = "tinc"
+OPENVPN = "openvpn"
+
+CIPHERS = {
+    WIREGUARD_GO: "ChaCha20-Poly1305",
+    TINC: f"{tinc_pair.CIPHER}, {tinc_pair.MAC_LENGTH} bytes of HMAC-{tinc_pair.DIGEST}",
+    OPENVPN: openvpn_pair.CIPHER,
+}
+"""Of the peers, by the names of candidate and Debian package."""
 
 Up = Callable[[Lab], str]
 """Brings the way up; returns the right node's address on it."""
@@ -46,33 +59,69 @@ Endpoint = {here.nodes[other].address}:{PORT}
     return inside[1]
 
 
-def ebpfvpn(attach_mode: str) -> Up:
+def tinc(here: Lab) -> str:
+    """AES-128-CBC with HMAC-SHA-256; tools/tinc_pair.py says why."""
+    pair = TincPair(here)
+    pair.up()
+    return pair.addresses[1]
+
+
+def openvpn(here: Lab) -> str:
+    """AES-256-GCM, without OpenVPN's kernel module."""
+    pair = OpenvpnPair(here)
+    pair.up()
+    return pair.addresses[1]
+
+
+def ebpfvpn(path: str) -> Up:
+    """`path`: an attach mode, or "userspace"."""
+
     def up(here: Lab) -> str:
-        pair = EbpfvpnPair(here, "bench", attach_mode)
+        if path == "userspace":
+            pair = EbpfvpnPair(here, "bench", datapath=path)
+        else:
+            pair = EbpfvpnPair(here, "bench", attach_mode=path, datapath="kernel")
         pair.up()
         # Devices are attached when the peer's endpoint is known: the right one learns it by this.
         here.left.run("ping", "-c", "1", "-W", "5", pair.addresses[1])
         for side in (0, 1):
-            what = f"{pair.interfaces[side]} to be attached as {attach_mode}"
-            wait_for(partial(_is_attached, pair, side, attach_mode), 2, what)
+            wait_for(partial(_uses, pair, side, path), 2, f"{pair.interfaces[side]} to use {path}")
         return pair.addresses[1]
 
     return up
 
 
-def _is_attached(pair: EbpfvpnPair, side: int, attach_mode: str) -> bool:
-    """A figure must not stand in another mode's row."""
-    devices = pair.status(side)["datapath"]["devices"]
-    return {device["open"] for device in devices if device["name"] == UNDERLAY} == {attach_mode}
+def _uses(pair: EbpfvpnPair, side: int, path: str) -> bool:
+    """A figure must not stand in another path's row."""
+    datapath = pair.status(side)["datapath"]
+    if path == "userspace":
+        return bool(datapath["path"] == path)
+    devices = datapath["devices"]
+    return {device["open"] for device in devices if device["name"] == UNDERLAY} == {path}
 
 
 CANDIDATES: dict[str, Up] = {
     "ebpfvpn-native": ebpfvpn("native"),
     "ebpfvpn-generic": ebpfvpn("generic"),
     "ebpfvpn-tc": ebpfvpn("tc"),
+    "ebpfvpn-userspace": ebpfvpn("userspace"),
     WIREGUARD_GO: wireguard_go,
+    TINC: tinc,
+    OPENVPN: openvpn,
     "none": no_tunnel,
 }
+
+
+def peers() -> dict[str, dict[str, str | None]]:
+    """Version and cipher of each peer; no version where it is no installed Debian package."""
+    return {name: {"version": _version(name), "cipher": CIPHERS[name]} for name in CIPHERS}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return run(["dpkg-query", "-W", "-f", "${Version}", package]) or None
+    except (LabError, FileNotFoundError):
+        return None
 
 
 def prepare_underlay(here: Lab, underlay: str) -> None:

@@ -28,11 +28,14 @@ class EbpfvpnPair:
     addresses = ("198.51.100.1", "198.51.100.2")
     """Inside the tunnel: left, right."""
 
-    def __init__(self, lab: Lab, prefix: str, attach_mode: str | None = None) -> None:
+    def __init__(
+        self, lab: Lab, prefix: str, attach_mode: str | None = None, datapath: str | None = None
+    ) -> None:
         self.lab = lab
         self.interfaces = tuple(f"{prefix}{os.getpid()}{side}" for side in "lr")
         self.attach_mode = attach_mode
-        """None: the daemon chooses."""
+        self.datapath = datapath
+        """None, of either: the daemon chooses."""
 
     def up(self) -> None:
         keys = [genkey(), genkey()]
@@ -57,6 +60,8 @@ class EbpfvpnPair:
         ]
         if self.attach_mode:
             lines.append(f"#! AttachMode = {self.attach_mode}")
+        if self.datapath:
+            lines.append(f"#! Datapath = {self.datapath}")
         lines += ["", "[Peer]", f"PublicKey = {public_key}"]
         lines.append(f"AllowedIPs = {self.addresses[there]}/32")
         if endpoint:

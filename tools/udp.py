@@ -98,13 +98,18 @@ def sink(address: str, port: int) -> None:
     sys.stdin.read()
 
 
+def counters(pid: int) -> dict[str, int]:
+    """UDP's counters in the network namespace of this process, by the kernel's names."""
+    lines = Path(f"/proc/{pid}/net/snmp").read_text().splitlines()
+    names, values = (line.split()[1:] for line in lines if line.startswith("Udp:"))
+    return dict(zip(names, map(int, values), strict=True))
+
+
 def arrived(pid: int) -> int:
     """Packets that the sink of this process, or another in its namespace, refused so far; those
     with a wrong checksum do not count."""
-    lines = Path(f"/proc/{pid}/net/snmp").read_text().splitlines()
-    names, values = (line.split()[1:] for line in lines if line.startswith("Udp:"))
-    counters = dict(zip(names, map(int, values), strict=True))
-    return counters["InErrors"] - counters["InCsumErrors"]
+    found = counters(pid)
+    return found["InErrors"] - found["InCsumErrors"]
 
 
 def main(arguments: list[str]) -> int:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import stat
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
 from ebpfvpn import __version__, background, config, control, keys, show
+from ebpfvpn.datapath import DATAPATH_CHOICES, DatapathChoice
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.handover import Next
 
 TUN_DEVICE = Path("/dev/net/tun")
-OLDEST_KERNEL = (6, 1)
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
+_CAP_NET_ADMIN = 12
 
 
 class _Commands(click.Group):
@@ -65,8 +64,13 @@ def main() -> None:
 @main.command()
 @click.argument("name_or_file", metavar="NAME|FILE")
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error.")
+@click.option(
+    "--datapath",
+    type=click.Choice(DATAPATH_CHOICES),
+    help="What moves the packets, whatever the file says; `restart` keeps to it.",
+)
 @click.option("--resumed", is_flag=True, hidden=True)  # it was in the background before `restart`
-def up(name_or_file: str, foreground: bool, resumed: bool) -> None:
+def up(name_or_file: str, foreground: bool, datapath: DatapathChoice | None, resumed: bool) -> None:
     """Bring up the tunnel of NAME or FILE.
 
     Returns when the interface is ready; the daemon goes on in the background. If that fails,
@@ -84,14 +88,19 @@ def up(name_or_file: str, foreground: bool, resumed: bool) -> None:
     configuration = config.load(path)
     for warning in configuration.warnings:
         _say(f"warning: {warning}")
+    chosen: list[str] = []
+    if datapath is not None:
+        interface = replace(configuration.interface, datapath=datapath)
+        configuration = replace(configuration, interface=interface)
+        chosen = ["--datapath", datapath]
     if foreground:
-        background.in_foreground(name, _daemon(configuration, "--foreground"))
+        background.in_foreground(name, _daemon(configuration, "--foreground", *chosen))
     elif resumed:
-        background.resume(name, _daemon(configuration, "--resumed"))
+        background.resume(name, _daemon(configuration, "--resumed", *chosen))
     else:
         # What was there before stays for the next try.
         undo = (lambda: None) if _left_over(name) else (lambda: _clean(name))
-        daemon = _daemon(configuration, "--resumed")
+        daemon = _daemon(configuration, "--resumed", *chosen)
         background.start(name, daemon, undo, _start_timeout(configuration))
 
 
@@ -177,9 +186,9 @@ def _print_secret(generate: Callable[[], bytes]) -> None:
     click.echo(keys.encode_key(generate()))
 
 
-def _daemon(configuration: config.Config, option: str) -> background.Run:
+def _daemon(configuration: config.Config, *options: str) -> background.Run:
     """The daemon with its failures as OperatorError. The one that follows it is started with the
-    option."""
+    options."""
 
     def run(ready: Callable[[], None]) -> Next | None:
         # Here, because only `up` needs them.
@@ -192,7 +201,7 @@ def _daemon(configuration: config.Config, option: str) -> background.Run:
             raise OperatorError(f"{configuration.name}: {error}") from error
         if descriptors is None:
             return None
-        return Next(["up", option, str(configuration.path)], descriptors)
+        return Next(["up", *options, str(configuration.path)], descriptors)
 
     return run
 
@@ -231,15 +240,10 @@ def _check_essentials() -> None:
         raise OperatorError(
             f"{TUN_DEVICE}: {error.strerror}; run modprobe tun, or give the container this device"
         ) from error
-    release = platform.release()
-    version = re.match(r"(\d+)\.(\d+)", release)
-    if version and tuple(map(int, version.groups())) < OLDEST_KERNEL:
-        raise OperatorError(f"kernel {release} is too old: ebpfvpn needs Linux 6.1 or newer")
 
 
 def _check_privileges() -> None:
     status = Path("/proc/self/status").read_text()
     capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
-    held = [bool(capabilities >> bit & 1) for bit in (_CAP_NET_ADMIN, _CAP_BPF, _CAP_SYS_ADMIN)]
-    if not (held[0] and (held[1] or held[2])):
-        raise OperatorError("not enough rights: run this as root (CAP_NET_ADMIN and CAP_BPF)")
+    if not capabilities >> _CAP_NET_ADMIN & 1:
+        raise OperatorError("not enough rights: run this as root (CAP_NET_ADMIN)")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ebpfvpn import config_values, keys, wire
 from ebpfvpn.config_values import HostPort as HostPort
-from ebpfvpn.datapath import REPLAY_WINDOW
+from ebpfvpn.datapath import DATAPATH_CHOICES, REPLAY_WINDOW, DatapathChoice
 from ebpfvpn.errors import OperatorError
 
 DIRECTORIES = (Path("/etc/ebpfvpn"), Path("/etc/wireguard"))
@@ -26,6 +26,14 @@ MAX_MTU = 8921
 """What the cipher in eBPF takes: a jumbo frame of 9001 less IPv6, UDP, message header and tag."""
 
 AttachMode = Literal["auto", "native", "generic", "tc"]
+
+TX_QUEUE_LENGTH = 1000
+"""Packets. Linux gives a TUN device 500."""
+RECV_BUFFER = 4 << 20
+"""Bytes. The kernel's default holds less than two hundred packets, which is a few milliseconds of
+what passes there in userspace."""
+_LEAST_BUFFER, _MOST_BUFFER = 4096, 2**30 - 1
+"""Bytes; the kernel doubles them into an int."""
 
 
 class ConfigError(OperatorError):
@@ -51,8 +59,13 @@ class InterfaceConfig:
     """The routing table for the peers' allowed-ips."""
     attach_mode: AttachMode = "auto"
     """How `open` is attached to the underlay's devices."""
-    datapath: str = "auto"
+    datapath: DatapathChoice = "auto"
     """What moves the data packets."""
+    send_buffer: int | None = None
+    """Bytes of each UDP socket of the tunnel; None: the kernel's default."""
+    recv_buffer: int = RECV_BUFFER
+    tx_queue_length: int = TX_QUEUE_LENGTH
+    """Packets that wait in the TUN device for the daemon."""
     rekey_after_time: int = int(wire.REKEY_AFTER_TIME)
     """Seconds until the initiator of a session makes a new one."""
     rekey_after_messages: int = wire.REKEY_AFTER_MESSAGES
@@ -172,8 +185,11 @@ _KEYS = {
 }
 _OWN_KEYS: dict[str, dict[str, _Key]] = {
     "Interface": {
-        "AttachMode": _Key("attach_mode", config_values.attach_mode),
-        "Datapath": _Key("datapath", str),
+        "AttachMode": _Key("attach_mode", config_values.choice(*get_args(AttachMode))),
+        "Datapath": _Key("datapath", config_values.choice(*DATAPATH_CHOICES)),
+        "SendBuffer": _Key("send_buffer", config_values.number(_LEAST_BUFFER, _MOST_BUFFER)),
+        "RecvBuffer": _Key("recv_buffer", config_values.number(_LEAST_BUFFER, _MOST_BUFFER)),
+        "TxQueueLen": _Key("tx_queue_length", config_values.number(1, 1_000_000)),
         "RekeyAfterTime": _Key(
             "rekey_after_time", config_values.number(5, int(wire.REKEY_AFTER_TIME))
         ),

@@ -60,10 +60,16 @@ def table(value: str) -> int | str:
         raise ValueError(f"must be 'auto', 'off' or a table's number, not {quote(value)}") from None
 
 
-def attach_mode(value: str) -> str:
-    if value.lower() not in ("auto", "native", "generic", "tc"):
-        raise ValueError(f"must be auto, native, generic or tc, not {quote(value)}")
-    return value.lower()
+def choice(*choices: str) -> Callable[[str], str]:
+    """A parser of one of several words."""
+    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+    def parse_choice(value: str) -> str:
+        if value.lower() not in choices:
+            raise ValueError(f"must be {expected}, not {quote(value)}")
+        return value.lower()
+
+    return parse_choice
 
 
 def addresses(value: str) -> tuple[IPv4Interface | IPv6Interface, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
-import os
 import signal
 import socket
 import time
@@ -48,6 +48,8 @@ POLL_INTERVAL = 0.5
 """Seconds between looks at the peers' traffic: the resolution of the timers that hang on it."""
 _NETWORK_SETTLES = 0.05
 """Seconds to wait for more after something about the network changed."""
+_DAMAGES = {"link", "tc"}
+"""Changes by which the datapath may have lost something."""
 _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
 
@@ -97,13 +99,18 @@ def _run(
     except BaseException:
         # What was up stays up, for the next daemon.
         if interface.is_new and not was_ready:
-            interface.datapath.remove()
+            interface.remove()
         raise
-    if daemon.restarts:
+    if daemon.restarts and not daemon.tun_is_gone:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        return {name: os.dup(fd) for name, fd in interface.descriptors().items()}
-    interface.datapath.remove()
+        return interface.descriptors_of_restart()
+    interface.remove()
     handover.forget(interface.descriptors())
+    if daemon.tun_is_gone:
+        raise OperatorError(
+            f"{config.name}: somebody deleted the device {config.name}, so everything else of the "
+            "tunnel was taken away too; run ebpfvpn up again"
+        )
     return None
 
 
@@ -135,6 +142,8 @@ class Daemon:
         self.started = now()
         self.restarts = False
         """It stops to make room for the next one."""
+        self.tun_is_gone = False
+        """It stops because somebody deleted the TUN device."""
         self._stop = asyncio.Event()
         self._wake: asyncio.TimerHandle | None = None
         self._settle: asyncio.TimerHandle | None = None
@@ -159,8 +168,9 @@ class Daemon:
                 loop.add_reader(sock.fileno(), self._udp_readable, sock)
             self._poll()
             self._act()
-            log.info("%s: port %d, MTU %d", self.config.name, self.interface.udp.port,
-                     self.interface.mtu)  # fmt: skip
+            chosen = self.datapath.describe()
+            log.info("%s: port %d, MTU %d, path %s (%s)", self.config.name, self.interface.udp.port,
+                     self.interface.mtu, chosen["path"], chosen["reason"])  # fmt: skip
             ready()
             handover.ready(self.interface.descriptors())
             try:
@@ -234,20 +244,35 @@ class Daemon:
     def _udp_readable(self, sock: socket.socket) -> None:
         messages = self.datapath.messages(sock)
         # First: a session confirmed by its first packet comes before an initiation after that.
-        self._take_events()
+        told = self._take_events()
         for data, source in messages:
             self.device.receive(data, source, now())
-        self._act()
+        if told or messages:
+            self._act()
 
     def _tun_readable(self) -> None:
-        self.first_packets.read(now())
-        self._act()
+        try:
+            found = self.first_packets.read(now())
+        except OSError as error:
+            if error.errno != errno.EBADFD:
+                raise
+            self._tun_gone()
+            return
+        # With sessions in userspace every packet comes here: what it does not need costs too much.
+        if self._take_events() or found:
+            self._act()
+
+    def _tun_gone(self) -> None:
+        self.tun_is_gone = True
+        self._loop.remove_reader(self.interface.tun.fileno())
+        self._stop.set()
 
     def _datapath_readable(self) -> None:
         self._take_events()
         self._act()
 
-    def _take_events(self) -> None:
+    def _take_events(self) -> bool:
+        """Whether there were any."""
         events = self.datapath.events()
         for event in events:
             if isinstance(event, Confirmed):
@@ -264,18 +289,22 @@ class Daemon:
                 self.device.set_endpoint(event.peer, endpoint)
         if events:
             self._log_ways()
+        return bool(events)
 
     def _path_changed(self, event: PathChanged) -> None:
         if event.sealing_lost:
             peers = self.device.sealing_lost(now())
         else:
             peers = [n for n in self.interface.peers if self.device.has_session(n, now())]
+        for sock in self.interface.udp.sockets:
+            self._loop.call_soon(self._udp_readable, sock)
         self._renew(peers)
 
     def _network_readable(self) -> None:
-        self.interface.monitor.read()
-        self._check_path()
-        if self._settle is None:
+        changed = self.interface.monitor.read()
+        if changed & _DAMAGES:
+            self._check_path()
+        if self._settle is None and changed - {"tc"}:
             self._settle = self._loop.call_later(_NETWORK_SETTLES, self._network_changed)
 
     def _network_changed(self) -> None:
@@ -308,8 +337,13 @@ class Daemon:
         self._act()
 
     def _check_path(self) -> None:
-        self.datapath.check()
+        done = self.datapath.check()
+        for repair in done:
+            self.counters["repairs"] += 1
+            log.warning("%s", repair)
         self._datapath_readable()
+        if done:
+            self._log_ways()
 
     def _advance(self) -> None:
         self._wake = None

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from ebpfvpn import tai64n
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
+
+DatapathChoice = Literal["auto", "kernel", "userspace"]
+"""What the operator may ask for; auto: the best that works."""
+DATAPATH_CHOICES: tuple[DatapathChoice, ...] = get_args(DatapathChoice)
 
 REPLAY_WINDOW = 8192
 """Packets, unless told: how far behind the newest one, itself included, a packet is taken."""
@@ -122,7 +126,14 @@ class Left:
     timestamp: bytes = tai64n.NEVER
     """See `Datapath.set_timestamp`."""
     renew: bool = False
-    """It has sessions in an older version's programs, which new ones should replace."""
+    """It has sessions that should be replaced by new ones: in an older version's programs, or in a
+    path that is left."""
+
+    def only_opening(self) -> Left:
+        """None of its sessions seals any more."""
+        sessions = [one for one in (self.current, self.next, *self.others) if one]
+        renew = self.renew or self.current is not None or self.next is not None
+        return replace(self, current=None, next=None, others=sessions, renew=renew)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,16 +239,23 @@ class Datapath(Protocol):
     def sessions(self) -> list[SessionState]: ...
 
     def drops(self) -> dict[str, int]:
-        """Packets dropped or handed on, by reason; every reason is there, zeros included."""
+        """Packets dropped or handed on, by reason; every reason is there, zeros included.
+        "socket_refused" is what the filters of the daemon's UDP sockets refused."""
 
     def accept_only_messages(self, sock: socket.socket) -> None:
         """From now on the daemon's UDP socket takes well-formed handshake messages, and data
-        messages of live sessions (for `reinject`); the rest is counted in `drops`."""
+        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
+        "socket_refused"."""
 
     def events_fd(self) -> int:
         """Readable when `events` has something."""
 
     def events(self) -> list[Event]: ...
+
+    def check(self) -> list[str]:
+        """Looks whether all that packets need is in place, and puts back what is not; cheap, and
+        without effect, while all is well. Returns what was found and done, one line for the
+        operator each. DatapathError: it cannot be put back, so packets need another path."""
 
     def network_changed(self) -> None:
         """Links, addresses, routes or neighbours changed: resolve the ways to all endpoints

@@ -133,6 +133,7 @@ class Device:
         for peer in self._peers.values():
             if peer.keypairs.next or peer.keypairs.usable(now):
                 lost.append(peer.number)
+                peer.last_handshake_sent = float("-inf")  # it need not wait
             peer.keypairs.fade_all()
         return lost
 

@@ -28,10 +28,13 @@ class FirstPackets:
         self._counters = counters
         self._icmp = Limiter(_ICMP_PER_SECOND)
 
-    def read(self, now: float) -> None:
-        """What waits on the TUN, a batch at most; the device may have actions then."""
+    def read(self, now: float) -> bool:
+        """What waits on the TUN, a batch at most. Whether the device may have actions then."""
+        found = False
         for packet in self._interface.datapath.packets():
             self._handle(packet, now)
+            found = True
+        return found
 
     def _handle(self, packet: bytes, now: float) -> None:
         found = inner.parse(packet)
@@ -66,6 +69,8 @@ class FirstPackets:
             # Later packets queue up behind these, until all have been sent.
             self._interface.datapath.set_usable(peer, False)
         for packet in packets:
+            if self._staged.full(peer) and self._device.has_session(peer, now):
+                self._interface.datapath.send(peer, self._staged.take(peer))
             self._staged.add(peer, packet)
         self._device.want_session(peer, now)
 

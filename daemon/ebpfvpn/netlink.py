@@ -49,6 +49,16 @@ class Link:
     alias: str
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Of a device, and how many packets it lost."""
+
+    length: int
+    """Packets that it may hold."""
+    tx_dropped: int
+    rx_dropped: int
+
+
 class Netlink:
     """Requests to the kernel; OSError says which errno and why."""
 
@@ -85,6 +95,18 @@ class Netlink:
                 raise
             return None
 
+    def queue(self, ifindex: int) -> Queue:
+        """All zero: there is no such device."""
+        try:
+            message = self.request("link", "get", index=ifindex)[0]
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):
+                raise
+            return Queue(0, 0, 0)
+        counters = message.get_attr("IFLA_STATS64")
+        length = message.get_attr("IFLA_TXQLEN")
+        return Queue(length, counters["tx_dropped"], counters["rx_dropped"])
+
     def delete_link(self, ifindex: int) -> None:
         """Nothing happens if it is gone."""
         with ignoring(errno.ENODEV, errno.EINVAL):
@@ -92,6 +114,9 @@ class Netlink:
 
     def set_mtu(self, ifindex: int, mtu: int) -> None:
         self.request("link", "set", index=ifindex, mtu=mtu)
+
+    def set_queue_length(self, ifindex: int, packets: int) -> None:
+        self.request("link", "set", index=ifindex, txqlen=packets)
 
     def set_up(self, ifindex: int) -> None:
         self.request("link", "set", index=ifindex, state="up")
@@ -178,8 +203,10 @@ _RTM_KINDS = {
     **dict.fromkeys((24, 25), "route"),
     **dict.fromkeys((28, 29), "neighbour"),
     **dict.fromkeys((32, 33), "rule"),
+    **dict.fromkeys((36, 37, 44, 45), "tc"),  # qdiscs, filters
 }
-_RTNL_GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)  # link, neigh, v4 addr, route, rule, v6 addr, route, rule
+# link, neigh, tc, v4 addr, route, rule, v6 addr, route, rule
+_RTNL_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19)
 
 
 class Monitor:
@@ -201,7 +228,7 @@ class Monitor:
 
     def read(self) -> set[str]:
         """What changed since the last call: "link", "address", "route", "neighbour", "rule",
-        "features" (what a device's XDP can do)."""
+        "tc", "features" (what a device's XDP can do)."""
         changed: set[str] = set()
         for data in _datagrams(self._route):
             if data is None:  # some were lost

@@ -9,15 +9,13 @@ the old ones are opened here until they are over.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import re
 import select
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
 from ebpfvpn import tai64n, wire
@@ -33,19 +31,17 @@ from ebpfvpn.datapath import (
     added,
 )
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.tun import Tun
 from ebpfvpn.udp import UdpSockets
 from ebpfvpn.userspace.datapath import UserspaceDatapath
+from ebpfvpn.userspace.state import PeerState
 
 Network = IPv4Network | IPv6Network
 Message = tuple[bytes, Endpoint]
 
-_FIRST_TRY, _LAST_TRY = 1.0, 60.0
-"""Seconds until the kernel path is tried again: doubled each time, up to this."""
-_HELD = 60.0
-"""Seconds after which a kernel path that works is taken for lasting."""
 _DATA = wire.Data.TYPE
 
 log = logging.getLogger(__name__)
@@ -66,42 +62,39 @@ class Paths:
     def __init__(
         self, *, tun: Tun, udp: UdpSockets, userspace: UserspaceDatapath,
         kernel: KernelDatapath | None, reason: str, build: Callable[[], KernelDatapath] | None,
+        state: Sequence[PeerState] = (),
     ) -> None:  # fmt: skip
         """`kernel` in front, if there is one, for a `reason` that the operator is told; `build`
         makes one when it can, in any thread (DatapathError: why it cannot); None: no other is
-        wanted."""
+        wanted. `state`: of the process before."""
         self._tun = tun
         self._udp = udp
         self._userspace = userspace
         self._kernel: KernelDatapath | None = None
-        self._build = build
+        self._state = state
         self._reason = reason
         self._peers: dict[int, _Known] = {}
         self._in_userspace: set[int] = set()
         """Peers that are sealed for there, although there is a kernel path."""
         self._filtered: set[socket.socket] = set()
+        self._joined = {sock for sock in udp.sockets if udp.joins(sock)}
         self._events: list[Event] = []
         self._gone_traffic: dict[int, Traffic] = {}
         self._gone_drops: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()
         """Repairs, changes of the path, packets that went another way than most."""
-        self._builder = ThreadPoolExecutor(1, "kernel-path")
-        self._building: Future[KernelDatapath] | None = None
-        self._pause = _FIRST_TRY
-        self._next_try = _now() + _FIRST_TRY
-        self._since = _now()
+        self._builder = Builder(build)
         self._poll = select.epoll()
         self._poll.register(userspace.events_fd(), select.EPOLLIN)
-        if kernel is None:
-            userspace.alone(True)
-        else:
-            userspace.alone(False)
+        userspace.alone(kernel is None)
+        if kernel is not None:
             self._take_front(kernel)
+        else:
+            self._joined = set(udp.sockets)
 
     def _take_front(self, kernel: KernelDatapath) -> None:
         self._kernel = kernel
         self._poll.register(kernel.events_fd(), select.EPOLLIN)
-        self._since = _now()
 
     # Packets and messages.
 
@@ -113,7 +106,12 @@ class Paths:
         """Handshake messages, and what is no message at all, that wait on a UDP socket. Data
         messages are opened."""
         found = []
-        for data, source, tos in self._userspace.messages(sock):
+        if self._kernel is not None and sock in self._joined:
+            self._joined.discard(sock)
+            arrived = self._userspace.end_joining(sock)
+        else:
+            arrived = self._userspace.messages(sock)
+        for data, source, tos in arrived:
             if data[:1] != bytes([_DATA]):
                 found.append((data, source))
             elif self._kernel is not None:
@@ -138,34 +136,57 @@ class Paths:
 
     # Which path.
 
-    def check(self) -> None:
-        """To be called twice a second, and when something about the network changed: repairs the
-        kernel path, goes down to userspace, or up again. Tells of a change by PathChanged."""
+    def check(self) -> list[str]:
+        """See Datapath.check, but never fails: goes down to userspace, or up again, and tells of
+        that by PathChanged."""
         if self._kernel is not None:
             try:
-                for line in self._kernel.check():
-                    log.warning("repaired: %s", line)
-                    self.counters["repairs"] += 1
+                done = self._kernel.check()
             except (DatapathError, OSError) as error:
-                self._go_down(self._kernel, str(error))
-                return
+                self._fall(self._kernel, str(error))
+                return []
             self._filter()
-            if _now() > self._since + _HELD:
-                self._pause = _FIRST_TRY
-        elif self._building is not None:
-            if self._building.done():
-                self._finish_building(self._building)
-        elif self._build is not None and _now() >= self._next_try:
-            self._building = self._builder.submit(self._build_front, dict(self._peers))
+            return done
+        try:
+            kernel = self._builder.poll(self._add_peers)
+        except (DatapathError, OSError) as error:
+            if _without_numbers(str(error)) != _without_numbers(self._reason):
+                log.warning("still in userspace: %s", error)
+            self._reason = str(error)
+        else:
+            if kernel is not None:
+                self._go_up(kernel)
+        return []
 
-    def _go_down(self, kernel: KernelDatapath, reason: str) -> None:
+    def _add_peers(self, kernel: KernelDatapath) -> None:
+        """In the builder's thread: peers are neither added nor removed there."""
+        for number, known in list(self._peers.items()):
+            kernel.add_peer(number, known.public_key)
+            kernel.set_allowed_ips(number, known.networks)
+            kernel.set_timestamp(number, known.timestamp)
+            if (endpoint := self._userspace.endpoint(number)) is not None:
+                kernel.set_endpoint(number, endpoint)
+
+    def leave_kernel(self) -> None:
+        """It is not wanted any more. Its sessions only open (Left.only_opening)."""
+        assert self._kernel is not None
+        self._go_down(self._kernel)
+        self._reason = "asked for"
+
+    def _fall(self, kernel: KernelDatapath, reason: str) -> None:
         log.error("the kernel path is broken: %s; going on in userspace", reason)
         self.counters["path_down"] += 1
         self._reason = reason
-        for sock in self._filtered:
+        self._go_down(kernel)
+        self._events.append(PathChanged(sealing_lost=True))
+        self._builder.broke()
+
+    def _go_down(self, kernel: KernelDatapath) -> None:
+        for sock in self._udp.sockets:
             self._udp.accept_all(sock)
         self._filtered.clear()
         self._userspace.alone(True)
+        self._joined = set(self._udp.sockets)
         for half in kernel.release():
             self._userspace.install_receiving(half)
         for number, traffic in kernel.traffic().items():
@@ -173,51 +194,15 @@ class Paths:
             self._gone_traffic[number] = added(before, traffic) if before else traffic
         self._gone_drops.update(kernel.drops())
         self._take_back()
-        kernel.discard()
+        self._builder.discard(kernel)
         # What is left of it goes with this process.
         self._tun.persist(False)
-        self._events.append(PathChanged(sealing_lost=True))
-        self._try_later()
 
     def _take_back(self) -> None:
         assert self._kernel is not None
         self._poll.unregister(self._kernel.events_fd())
         self._kernel = None
         self._in_userspace.clear()
-
-    def _try_later(self) -> None:
-        self._next_try = _now() + self._pause
-        self._pause = min(2 * self._pause, _LAST_TRY)
-
-    def _build_front(self, peers: dict[int, _Known]) -> KernelDatapath:
-        """In a thread, so that packets go on meanwhile."""
-        assert self._build is not None
-        kernel = self._build()
-        try:
-            for number, known in peers.items():
-                kernel.add_peer(number, known.public_key)
-                kernel.set_allowed_ips(number, known.networks)
-                kernel.set_timestamp(number, known.timestamp)
-                if (endpoint := self._userspace.endpoint(number)) is not None:
-                    kernel.set_endpoint(number, endpoint)
-            kernel.check()
-        except BaseException:
-            kernel.discard()
-            raise
-        return kernel
-
-    def _finish_building(self, building: Future[KernelDatapath]) -> None:
-        self._building = None
-        try:
-            kernel = building.result()
-        except (DatapathError, OSError) as error:
-            log.debug("the kernel path cannot be built: %s", error)
-            if str(error) != self._reason:
-                log.warning("still in userspace: %s", error)
-            self._reason = str(error)
-            self._try_later()
-            return
-        self._go_up(kernel)
 
     def _go_up(self, kernel: KernelDatapath) -> None:
         log.warning("the kernel path works again: new sessions are made there")
@@ -227,12 +212,16 @@ class Paths:
             endpoint = self._userspace.endpoint(number)
             if endpoint is not None and endpoint != kernel.endpoint(number):
                 kernel.set_endpoint(number, endpoint)
-        self._in_userspace = {
-            state.peer for state in self._userspace.sessions() if self._userspace.seals(state.peer)
-        }
         self._userspace.alone(False)
         self._take_front(kernel)
         self._tun.persist()
+        self._now_in_front()
+
+    def _now_in_front(self) -> None:
+        """New sessions are made there, while those in userspace go on."""
+        self._in_userspace = {
+            state.peer for state in self._userspace.sessions() if self._userspace.seals(state.peer)
+        }
         self._events.append(PathChanged(sealing_lost=False))
 
     def _filter(self) -> None:
@@ -249,14 +238,40 @@ class Paths:
     # What the daemon says.
 
     def left(self) -> list[Left]:
-        found = self._kernel.left() if self._kernel else []
-        for one in found:
-            if one.number is not None:
-                self._peers[one.number] = _Known(one.public_key, (), one.timestamp)
+        here = {peer.number: self._userspace.restore(peer) for peer in self._state}
+        found = []
+        for one in self._kernel.left() if self._kernel else []:
+            if one.number is None:
+                found.append(one)
+            elif one.number in here:
+                found.append(_joined(one, here.pop(one.number)))
+            else:
                 self._userspace.add_peer(one.number, one.public_key)
                 if one.endpoint is not None:
                     self._userspace.set_endpoint(one.number, one.endpoint)
+                found.append(one)
+        for number, one in here.items():
+            if self._kernel is not None:
+                self._add_in_front(self._kernel, number, one)
+            found.append(one)
+        for one in found:
+            if one.number is not None:
+                self._peers[one.number] = _Known(one.public_key, (), one.timestamp)
+        if self._kernel is not None and self._state:
+            self._now_in_front()
         return found
+
+    def _add_in_front(self, kernel: KernelDatapath, number: int, known: Left) -> None:
+        kernel.add_peer(number, known.public_key)
+        kernel.set_timestamp(number, known.timestamp)
+        if known.endpoint is not None:
+            kernel.set_endpoint(number, known.endpoint)
+
+    def state(self) -> list[PeerState]:
+        """What the process that follows goes on with; empty where nothing of it is here."""
+        if not self._userspace.sessions():
+            return []
+        return self._userspace.state({n: peer.timestamp for n, peer in self._peers.items()})
 
     def remove_older(self) -> None:
         if self._kernel:
@@ -332,7 +347,8 @@ class Paths:
         return [state for path in self._both() for state in path.sessions()]
 
     def drops(self) -> dict[str, int]:
-        total = Counter(self._gone_drops)
+        total = Counter({"socket_refused": 0})
+        total.update(self._gone_drops)
         for path in self._both():
             total.update(path.drops())
         return dict(total)
@@ -368,22 +384,29 @@ class Paths:
             path.network_changed()
 
     def close(self) -> None:
-        self._end_building()
+        self._builder.close()
         for path in self._both():
             path.close()
 
     def remove(self) -> None:
-        self._end_building()
+        self._builder.close()
         for path in self._both():
             path.remove()
 
-    def _end_building(self) -> None:
-        if self._building is not None:
-            with contextlib.suppress(DatapathError, OSError):
-                self._building.result().discard()
-            self._building = None
-        self._builder.shutdown()
+
+def _joined(front: Left, here: Left) -> Left:
+    """Of a peer that has sessions in both paths; new ones are the kernel path's."""
+    current, following = front.current or here.current, front.next or here.next
+    others = [
+        session
+        for session in (front.current, front.next, here.current, here.next)
+        if session and session not in (current, following)
+    ]
+    return replace(
+        front, current=current, next=following, others=[*others, *front.others, *here.others]
+    )
 
 
-def _now() -> float:
-    return time.monotonic()
+def _without_numbers(reason: str) -> str:
+    """Each try has devices of its own: their numbers are no news."""
+    return re.sub(r"\d+", "", reason)

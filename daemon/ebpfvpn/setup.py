@@ -10,41 +10,52 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2s
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from pathlib import Path
 
-from ebpfvpn import handover, keys, underlay
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
+from ebpfvpn import handover, path_choice, underlay
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table, remove_orphaned_rules
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
-from ebpfvpn.datapath import DatapathError, Left
+from ebpfvpn.datapath import Left
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel import adoption, bpffs, generation
-from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
-from ebpfvpn.kernel.datapath import KernelDatapath, shape
+from ebpfvpn.kernel.adoption import Found
+from ebpfvpn.losses import Losses
 from ebpfvpn.netlink import Monitor, Netlink
-from ebpfvpn.path_mtu import PathMtu
+from ebpfvpn.path_choice import Made
 from ebpfvpn.paths import Paths
 from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
-from ebpfvpn.userspace.datapath import UserspaceDatapath
+from ebpfvpn.userspace.state import State, read, write
+
+Network = IPv4Network | IPv6Network
 
 OVERHEAD = 80
 """Of a message over IPv6: 40 + 8 + 16 + 16 bytes."""
 DEFAULT_MTU = 1420
 _LEAST_MTU = 1280
-_TUN = "tun"
+_TUN, _SESSIONS = "tun", "sessions"
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
     """What is up."""
 
+    config: Config
     tun: Tun
     udp: UdpSockets
     monitor: Monitor
+    netlink: Netlink
     datapath: Paths
+    losses: Losses
     peers: dict[int, PeerConfig]
     """By number."""
     left: dict[int, Left]
@@ -54,6 +65,28 @@ class Interface:
     allowed_ips: AllowedIps
     mtu: int
     fwmark: int
+
+    def remove(self) -> None:
+        """Takes everything away."""
+        self.datapath.remove()
+        netlink = Netlink()
+        try:
+            AllowedIpRoutes.remove_rules(netlink, self.fwmark)
+            self.tun.persist(False)
+        finally:
+            netlink.close()
+
+    def descriptors_of_restart(self) -> dict[str, int]:
+        """The same and, where this process has sessions, those. They are moved no more."""
+        found = {name: os.dup(fd) for name, fd in self.descriptors().items()}
+        peers = self.datapath.state()
+        if peers:
+            networks = [str(network) for network in self.config.networks()]
+            state = State(
+                path_choice.identity(self.config), self.udp.port, self.fwmark, networks, peers
+            )
+            found[_SESSIONS] = write(state)
+        return found
 
     def descriptors(self) -> dict[str, int]:
         """What the next daemon goes on with (handover.py)."""
@@ -71,114 +104,99 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     netlink = Netlink()
     undo.callback(netlink.close)
     mtu = config.interface.mtu or _mtu(netlink, config)
-    found, missing = _find(netlink, config, mtu)
+    found, missing = path_choice.find(netlink, config, mtu)
     kept = handover.inherited()
-    tun = _tun(netlink, config.name, found, kept.pop(_TUN, None))
+    state = _state(config, kept.pop(_SESSIONS, None))
+    before = _before(found, state)
+    tun = _tun(netlink, config.name, kept.pop(_TUN, None), goes_on=before is not None)
     undo.callback(tun.close)
+    remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
-    fwmark = _fwmark(netlink, config, routes, found)
-    port = config.interface.listen_port or (found.newest.facts.port if found.newest else 0)
-    udp = UdpSockets(port, fwmark, kept.values())
+    fwmark = _fwmark(netlink, config, routes, before)
+    port = config.interface.listen_port or (before.port if before else 0)
+    udp = UdpSockets(
+        port,
+        fwmark,
+        kept.values(),
+        send_buffer=config.interface.send_buffer,
+        recv_buffer=config.interface.recv_buffer,
+    )
     undo.callback(udp.close)
     _no_link_local(config.name)
     netlink.set_mtu(tun.ifindex, mtu)
-    # Now, before peers are removed and another generation takes its place.
-    before = adoption.read_allowed_ips(found.newest) if found.newest else {}
-    datapath = _paths(config, found, missing, tun, udp, PathMtu(netlink, fwmark), mtu, fwmark)
+    netlink.set_queue_length(tun.ifindex, config.interface.tx_queue_length)
+    datapath = path_choice.choose(
+        Made(config, netlink, tun, udp, mtu, fwmark), found, missing, state.peers if state else ()
+    )
     with contextlib.ExitStack() as failed:
-        failed.callback(datapath.close if found.newest else datapath.remove)
+        if before:
+            failed.callback(datapath.close)
+        else:
+            failed.callback(AllowedIpRoutes.remove_rules, netlink, fwmark)
+            failed.callback(datapath.remove)
+        peers, left = _peers(config, datapath)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
-        peers, left = _peers(config, datapath)
+        losses = Losses(udp, datapath)
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
-        if found.newest:
-            routes.remove(before, found.newest.facts.fwmark, config.networks(), fwmark)
+        if before:
+            routes.remove(before.networks, before.fwmark, config.networks(), fwmark)
+        if found.newest and config.interface.datapath == "userspace":
+            datapath.leave_kernel()
+            left = {number: one.only_opening() for number, one in left.items()}
         failed.pop_all()
     undo.callback(datapath.close)
     return Interface(
+        config=config,
         tun=tun,
         udp=udp,
         monitor=monitor,
+        netlink=netlink,
         datapath=datapath,
+        losses=losses,
         peers=peers,
         left=left,
-        is_new=not found.newest,
+        is_new=before is None,
         allowed_ips=_lookup(peers),
         mtu=mtu,
         fwmark=fwmark,
     )
 
 
-def _fwmark(netlink: Netlink, config: Config, routes: AllowedIpRoutes, found: Found) -> int:
-    fwmark = config.interface.fwmark or (found.newest.facts.fwmark if found.newest else 0)
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What an earlier daemon's interface was, that is gone on with."""
+
+    port: int
+    fwmark: int
+    networks: Iterable[Network]
+    """Allowed-ips of all peers."""
+
+
+def _before(found: Found, state: State | None) -> _Before | None:
+    if found.newest:
+        facts = found.newest.facts
+        # Now, before peers are removed and another generation takes its place.
+        return _Before(facts.port, facts.fwmark, adoption.read_allowed_ips(found.newest))
+    if state:
+        return _Before(state.port, state.fwmark, [ip_network(one) for one in state.networks])
+    return None
+
+
+def _state(config: Config, kept: int | None) -> State | None:
+    """Of sessions in userspace, in the process before."""
+    state = None if kept is None else read(kept)
+    return state if state and state.identity == path_choice.identity(config) else None
+
+
+def _fwmark(
+    netlink: Netlink, config: Config, routes: AllowedIpRoutes, before: _Before | None
+) -> int:
+    fwmark = config.interface.fwmark or (before.fwmark if before else 0)
     if not fwmark and routes.fwmark_needed(config.networks()):
         return free_table(netlink)
     return fwmark
-
-
-def _find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
-    """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
-    known yet. DatapathError."""
-    try:
-        bpffs.mount()
-    except DatapathError as error:
-        return NOTHING, str(error)
-    return adoption.find(netlink, config.name, _wanted(config, mtu)), ""
-
-
-def _paths(
-    config: Config, found: Found, missing: str, tun: Tun, udp: UdpSockets, path_mtu: PathMtu,
-    mtu: int, fwmark: int,
-) -> Paths:  # fmt: skip
-    """DatapathError: there must be a kernel path, and there cannot."""
-    interface = config.interface
-
-    def build(found: Found = NOTHING) -> KernelDatapath:
-        bpffs.mount()
-        return KernelDatapath(
-            config.name,
-            tun_ifindex=tun.ifindex,
-            listen_port=udp.port,
-            mtu=mtu,
-            fwmark=fwmark,
-            peers=len(config.peers),
-            identity=_identity(config),
-            attach_mode=interface.attach_mode,
-            rekey_after_messages=interface.rekey_after_messages,
-            replay_window=interface.replay_window,
-            found=found,
-        )
-
-    kernel, reason = None, "asked for"
-    if interface.datapath != "userspace":
-        try:
-            if missing:
-                raise DatapathError(missing)
-            kernel = build(found)
-            reason = "first choice" if interface.datapath == "auto" else reason
-        except DatapathError as error:
-            # Else the pinned programs would go on beside the other path.
-            if interface.datapath == "kernel" or found.newest:
-                raise
-            reason = str(error)
-    if kernel:
-        tun.persist()
-    return Paths(
-        tun=tun,
-        udp=udp,
-        userspace=UserspaceDatapath(
-            tun=tun,
-            udp=udp,
-            path_mtu=path_mtu,
-            mtu=mtu,
-            rekey_after_messages=interface.rekey_after_messages,
-            replay_window=interface.replay_window,
-        ),
-        kernel=kernel,
-        reason=reason,
-        build=None if interface.datapath == "userspace" else build,
-    )
 
 
 def _peers(config: Config, datapath: Paths) -> tuple[dict[int, PeerConfig], dict[int, Left]]:
@@ -214,33 +232,17 @@ def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
     return allowed_ips
 
 
-def _wanted(config: Config, mtu: int) -> Wanted:
-    return Wanted(
-        _identity(config),
-        shape(mtu, config.interface.attach_mode, config.interface.replay_window),
-        config.interface.listen_port,
-        len(config.peers),
-        frozenset((peer.public_key, n) for peer in config.peers for n in peer.allowed_ips),
-    )
-
-
-def _identity(config: Config) -> str:
-    """What must not change under a tunnel that is gone on with. What table its routes were in
-    nobody remembers; and with the mark of a default route changes how everything is routed."""
-    interface = config.interface
-    routing = f"{interface.table}{interface.fwmark or ''}".encode()
-    public_key = keys.public_key(interface.private_key)
-    return blake2s(public_key + routing, digest_size=8).hexdigest()
-
-
-def _tun(netlink: Netlink, name: str, found: Found, kept: int | None) -> Tun:
+def _tun(netlink: Netlink, name: str, kept: int | None, *, goes_on: bool) -> Tun:
+    """`kept`: its descriptor, from an earlier daemon."""
     if kept is not None:
-        tun = Tun.inherit(kept, name) if found.newest else None
-        if tun:
+        tun = Tun.inherit(kept, name)
+        if tun and goes_on:
             return tun
+        if tun:  # a supervisor may have its descriptor too
+            netlink.delete_link(tun.ifindex)
         os.close(kept)
     try:
-        if found.newest:
+        if goes_on:
             return Tun.attach(name)
         tun = Tun.create(name)
     except TunError as error:

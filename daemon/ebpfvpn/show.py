@@ -28,6 +28,13 @@ class DatapathStatus(TypedDict):
     """Directory of the kernel path's pinned maps and programs."""
 
 
+class SocketsStatus(TypedDict):
+    """What the kernel granted, in bytes of each UDP socket."""
+
+    send_buffer: int
+    recv_buffer: int
+
+
 class SessionStatus(TypedDict):
     local_index: int
     role: Literal["initiator", "responder"]
@@ -68,6 +75,9 @@ class Status(TypedDict):
     fwmark: int
     """0: off."""
     mtu: int
+    sockets: SocketsStatus
+    tx_queue_length: int
+    """Packets that may wait in the TUN device for the daemon."""
     pid: int
     started: float
     """When the daemon was, in seconds of CLOCK_BOOTTIME."""
@@ -76,7 +86,7 @@ class Status(TypedDict):
     datapath: DatapathStatus
     peers: list[PeerStatus]
     drops: dict[str, int]
-    """Packets by reason, of the datapath."""
+    """Packets by reason: of the datapath, and what the kernel lost behind and before it."""
     refused: dict[str, int]
     """Handshake messages by reason, of the protocol."""
     daemon: dict[str, int]
@@ -115,6 +125,9 @@ def _interface(status: Status) -> Iterator[str]:
     if status["fwmark"]:
         yield f"  fwmark: {status['fwmark']:#x}"
     yield f"  mtu: {status['mtu']}"
+    sockets = status["sockets"]
+    sizes = f"send {_size(sockets['send_buffer'])}, receive {_size(sockets['recv_buffer'])}"
+    yield f"  queues: {sizes}, TUN {status['tx_queue_length']} packets"
     yield f"  path: {datapath['path']}, {datapath['reason']} (process {status['pid']})"
     for device in datapath["devices"]:
         modes = f"open {device['open']}, seal {device['seal']}"

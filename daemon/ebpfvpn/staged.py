@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-PER_PEER = 128
-"""Packets, as in Linux (MAX_STAGED_PACKETS): when there are more, the oldest goes."""
+PER_PEER = 1024
+"""Packets: when there are more, the oldest goes. Linux keeps 128 (MAX_STAGED_PACKETS), which a fast
+sender fills in a few milliseconds, less than a handshake takes."""
 IN_ALL = 16_384
 
 
@@ -32,6 +33,10 @@ class Staged:
 
     def waiting(self, peer: int) -> bool:
         return peer in self._queues
+
+    def full(self, peer: int) -> bool:
+        """One more, and its oldest goes."""
+        return len(self._queues.get(peer, ())) >= PER_PEER
 
     def take(self, peer: int) -> list[bytes]:
         packets = list(self._queues.pop(peer, ()))

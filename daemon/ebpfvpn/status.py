@@ -19,12 +19,16 @@ def of(daemon: Daemon) -> Status:
     """Of a running daemon; without secrets."""
     traffic = daemon.datapath.traffic()
     sessions = {state.session.local_index: state for state in daemon.datapath.sessions()}
+    send_buffer, recv_buffer = daemon.interface.udp.granted()
+    queue = daemon.interface.netlink.queue(daemon.interface.tun.ifindex)
     return {
         "interface": daemon.config.name,
         "public_key": keys.encode_key(daemon.device.public_key),
         "listen_port": daemon.interface.udp.port,
         "fwmark": daemon.interface.fwmark,
         "mtu": daemon.interface.mtu,
+        "sockets": {"send_buffer": send_buffer, "recv_buffer": recv_buffer},
+        "tx_queue_length": queue.length,
         "pid": os.getpid(),
         "started": round(daemon.started, 3),
         "file": str(daemon.config.path),
@@ -33,7 +37,7 @@ def of(daemon: Daemon) -> Status:
             _peer(daemon, number, traffic.get(number, NO_TRAFFIC), sessions)
             for number in daemon.interface.peers
         ],
-        "drops": daemon.datapath.drops(),
+        "drops": daemon.interface.losses.drops(queue),
         "refused": dict(daemon.device.refused),
         "daemon": {
             **daemon.counters,

@@ -77,8 +77,10 @@ class Tun:
         return cls(fd, name)
 
     def persist(self, on: bool = True) -> None:
-        """Whether it is there until it is deleted; else it goes with its last descriptor."""
-        fcntl.ioctl(self._fd, _TUNSETPERSIST, int(on))
+        """Whether it is there until it is deleted; else it goes with its last descriptor. Nothing
+        happens if it is deleted."""
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, _TUNSETPERSIST, int(on))
 
     def offload(self, on: bool) -> bool:
         """Whether packets may come as the stack has them: many of a TCP or UDP flow in one, and

@@ -28,6 +28,10 @@ _PORT_TRIES = 50
 HANDSHAKE_TOS = 0x88
 """Class AF41, as Linux' WireGuard marks them."""
 
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+_SK_MEMINFO = struct.Struct("=9I")  # the last one is the count of dropped packets
 _IP_PKTINFO = 8
 _IP_RECVTOS = 13
 _IP_TOS = 1
@@ -57,9 +61,22 @@ class Arrival:
 class UdpSockets:
     """One for IPv4 and, where the machine has it, one for IPv6, on the same port."""
 
-    def __init__(self, port: int, fwmark: int, kept: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        port: int,
+        fwmark: int,
+        kept: Iterable[int] = (),
+        *,
+        send_buffer: int | None = None,
+        recv_buffer: int | None = None,
+    ) -> None:
         """`port` 0: the kernel chooses one that is free for both; `kept`: descriptors of an earlier
-        daemon's, which go on if the port is theirs. OperatorError."""
+        daemon's, which go on if the port is theirs; buffers: bytes of each socket, None: the
+        kernel's default. OperatorError."""
+        self._buffers = (
+            (socket.SO_SNDBUF, _SO_SNDBUFFORCE, send_buffer),
+            (socket.SO_RCVBUF, _SO_RCVBUFFORCE, recv_buffer),
+        )
         self._origins: dict[object, tuple[Endpoint, int, int]] = {}
         self._kept: dict[int, socket.socket] = {}
         for fd in kept:
@@ -92,6 +109,8 @@ class UdpSockets:
             self.sockets.append(sock)
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            for option, force, size in self._buffers:
+                _set_buffer(sock, option, force, size)
             if kept:
                 continue
             if family == socket.AF_INET:
@@ -113,12 +132,26 @@ class UdpSockets:
                 raise
             self.port = sock.getsockname()[1]
 
-    def join(self, on: bool) -> None:
-        """Whether messages of one sender may arrive joined, where the kernel can (UDP_GRO, Linux
-        5.0)."""
-        for sock in self.sockets:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(_SOL_UDP, _UDP_GRO, int(on))
+    def join(self, sock: socket.socket, on: bool) -> None:
+        """Whether messages of one sender may arrive joined at one of `sockets`, where the kernel
+        can do that (UDP_GRO, Linux 5.0)."""
+        with contextlib.suppress(OSError):
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, int(on))
+
+    def joins(self, sock: socket.socket) -> bool:
+        try:
+            return sock.getsockopt(_SOL_UDP, _UDP_GRO) != 0
+        except OSError:
+            return False
+
+    def segments(self) -> bool:
+        """Whether the kernel knows UDP_SEGMENT (see Destination.send). An older one pays no heed to
+        it, and sends one long message."""
+        try:
+            self.sockets[0].getsockopt(_SOL_UDP, _UDP_SEGMENT)
+        except OSError:
+            return False
+        return True
 
     def accept_all(self, sock: socket.socket) -> None:
         """Takes the filter off that Datapath.accept_only_messages put on."""
@@ -176,9 +209,41 @@ class UdpSockets:
             return False
         return True
 
+    def granted(self) -> tuple[int, int]:
+        """Bytes of the send and the receive buffer, as one asks for them: the kernel doubles what
+        it is asked for, to have room for its own structures, and tells the double; this is
+        half of that."""
+        send, receive = (
+            min(sock.getsockopt(socket.SOL_SOCKET, option) for sock in self.sockets) // 2
+            for option, _, _ in self._buffers
+        )
+        return send, receive
+
+    def dropped(self) -> list[int]:
+        """Packets that each socket did not take, modulo 2^32, since it was made: its queue was
+        full, its filter refused them, or their UDP checksum was wrong. (What SO_RXQ_OVFL tells with
+        the next packet, at once.)"""
+        return [
+            _SK_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _SK_MEMINFO.size))[8]
+            for sock in self.sockets
+        ]
+
     def close(self) -> None:
         for sock in self.sockets:
             sock.close()
+
+
+def _set_buffer(sock: socket.socket, option: int, force: int, size: int | None) -> None:
+    """Beyond net.core.{w,r}mem_max, if we may: that takes CAP_NET_ADMIN outside of all containers'
+    user namespaces."""
+    if size is None:
+        # A new one has the default; one that is kept may have had another size.
+        with socket.socket(sock.family, sock.type) as new:
+            size = new.getsockopt(socket.SOL_SOCKET, option) // 2
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
 def _refusal(port: int, error: OSError) -> str:

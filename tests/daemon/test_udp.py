@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -157,4 +161,86 @@ def test_the_mark_is_on_the_sockets() -> None:
         sockets = ns.call(UdpSockets, 0, 0x1234)
         for sock in sockets.sockets:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x1234
+        sockets.close()
+
+
+def sizes(udp: UdpSockets) -> set[tuple[int, int]]:
+    """Of each socket, as the kernel counts them."""
+    level = socket.SOL_SOCKET
+    return {
+        (sock.getsockopt(level, socket.SO_SNDBUF), sock.getsockopt(level, socket.SO_RCVBUF))
+        for sock in udp.sockets
+    }
+
+
+def test_buffers_of_new_and_of_kept_sockets() -> None:
+    with namespace() as ns:
+        first = ns.call(UdpSockets, 0, 0)
+        default, granted = sizes(first), first.granted()
+        assert default == {(2 * granted[0], 2 * granted[1])}
+        wishes = [(100_000, None), (None, 50_000_000), (4096, 2**30 - 1), (None, None)]
+        for send_buffer, recv_buffer in wishes:
+            wanted = (send_buffer or granted[0], recv_buffer or granted[1])
+            kept = [sock.detach() for sock in first.sockets]
+            for descriptors in ([], kept):
+                port = first.port if descriptors else 0
+                udp = ns.call(
+                    UdpSockets,
+                    port,
+                    0,
+                    descriptors,
+                    send_buffer=send_buffer,
+                    recv_buffer=recv_buffer,
+                )
+                assert udp.granted() == wanted
+                assert sizes(udp) == {(2 * wanted[0], 2 * wanted[1])}
+                if descriptors:
+                    first = udp
+                else:
+                    udp.close()
+        first.close()
+
+
+def test_without_rights_over_the_machine_the_kernels_limit_holds() -> None:
+    limits = [Path(f"/proc/sys/net/core/{way}mem_max").read_text().strip() for way in "wr"]
+    program = """
+import sys
+from ebpfvpn.udp import UdpSockets
+limits = (int(sys.argv[1]), int(sys.argv[2]))
+udp = UdpSockets(0, 0, send_buffer=2**30 - 1, recv_buffer=2**30 - 1)
+assert udp.granted() == limits, udp.granted()
+udp = UdpSockets(0, 0, send_buffer=5000, recv_buffer=6000)
+assert udp.granted() == (5000, 6000), udp.granted()
+"""
+    command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", program]
+    done = subprocess.run([*command, *limits], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_full_queue_loses_is_counted(udp: UdpSockets, remote: socket.socket) -> None:
+    of = [sock.family for sock in udp.sockets].index(remote.family)
+    before = udp.dropped()
+    assert before == [0, 0]
+    for _ in range(3000):
+        remote.sendto(bytes(148), (own_of(remote)[0], udp.port))
+    dropped = udp.dropped()
+    assert dropped[1 - of] == 0
+    assert 0 < dropped[of] < 3000
+    received = 0
+    while messages := list(udp.receive(udp.sockets[of])):
+        received += len(messages)
+    assert received + dropped[of] == 3000
+    assert udp.dropped() == dropped
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_wrong_checksum_is_counted_too(family: socket.AddressFamily) -> None:
+    with namespace() as ns:
+        sockets = ns.call(UdpSockets, 0, 0)
+        host = "127.0.0.1" if family == socket.AF_INET else "::1"
+        message = struct.pack("!4H", 9, sockets.port, 8 + 148, 0x1234) + bytes(148)
+        with ns.call(socket.socket, family, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+            raw.sendto(message, (host, 0))
+        assert [data for sock in sockets.sockets for data in sockets.receive(sock)] == []
+        assert sum(sockets.dropped()) == 1
         sockets.close()

@@ -29,6 +29,8 @@ def status() -> show.Status:
         "listen_port": 51820,
         "fwmark": 0xCA6C,
         "mtu": 1420,
+        "sockets": {"send_buffer": 106496, "recv_buffer": 4 << 20},
+        "tx_queue_length": 1000,
         "pid": 4321,
         "started": 99.5,
         "file": f"/etc/ebpfvpn/{name}.conf",
@@ -80,7 +82,7 @@ def status() -> show.Status:
                 "sessions": [],
             },
         ],
-        "drops": {"bad_tag": 2, "replayed": 0, "pass_no_usable_session": 1},
+        "drops": {"bad_tag": 2, "replayed": 0, "pass_no_usable_session": 1, "lost_in_tun": 9},
         "refused": {"bad_mac1": 0},
         "daemon": {"queued_packets": 5},
     }

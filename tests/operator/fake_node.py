@@ -37,6 +37,7 @@ async def serve(config: Config, ready: Callable[[], None]) -> None:
         result: dict[str, Any] = json.loads((RUN_DIRECTORY.parent / "status.json").read_text())
         return result | {"interface": config.name, "pid": os.getpid()}
 
+    (RUN_DIRECTORY.parent / "datapath").write_text(config.interface.datapath)
     async with control.serve(config.name, {"status": status, "down": down}):
         ready()
         await stop.wait()

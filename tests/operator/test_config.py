@@ -73,6 +73,10 @@ privatekey = {PRIVATE}
 #! AttachMode = TC
 #!rekeyaftertime=10   # quicker than the protocol asks
 #! RekeyAfterMessages = 1152921504606846975
+#! Datapath = UserSpace
+#! SendBuffer = 4096
+#! RecvBuffer = 1073741823
+#! TxQueueLen = 1000000
 
 [PEER]
 publickey = {PEER1}
@@ -138,6 +142,9 @@ def test_own_keys_and_any_case() -> None:
     assert result.interface.attach_mode == "tc"
     assert result.interface.rekey_after_time == 10
     assert result.interface.rekey_after_messages == 2**60 - 1
+    assert result.interface.datapath == "userspace"
+    assert (result.interface.send_buffer, result.interface.recv_buffer) == (4096, 2**30 - 1)
+    assert result.interface.tx_queue_length == 1_000_000
     assert result.peers[0].allowed_ips == ()
 
 
@@ -217,8 +224,13 @@ def test_peer_values(line: str, field: str, value: object) -> None:
         (INTERFACE + "Address = 10.0.0.1,,10.0.0.2\n", 3, "Address", "not ''"),
         (INTERFACE + "AttachMode = tc\n", 3, "AttachMode", "write '#! AttachMode ='"),
         (INTERFACE + "#! AttachMod = tc\n", 3, "AttachMod", "did you mean AttachMode?"),
-        (INTERFACE + "#! Colour = tc\n", 3, "Colour", "those are AttachMode, RekeyAfterTime"),
+        (INTERFACE + "#! Colour = tc\n", 3, "Colour", "those are AttachMode, Datapath"),
         (INTERFACE + "#! AttachMode = xdp\n", 3, "AttachMode", "auto, native, generic or tc"),
+        (INTERFACE + "#! Datapath = ebpf\n", 3, "Datapath", "auto, kernel or userspace"),
+        (INTERFACE + "#! SendBuffer = 4095\n", 3, "SendBuffer", "from 4096 to 1073741823"),
+        (INTERFACE + "#! RecvBuffer = 1073741824\n", 3, "RecvBuffer", "from 4096 to 1073741823"),
+        (INTERFACE + "#! RecvBuffer = 4M\n", 3, "RecvBuffer", "from 4096 to 1073741823"),
+        (INTERFACE + "#! TxQueueLen = 0\n", 3, "TxQueueLen", "from 1 to 1000000"),
         (INTERFACE + "#! RekeyAfterTime = 4\n", 3, "RekeyAfterTime", "from 5 to 120"),
         (INTERFACE + "#! RekeyAfterTime = 121\n", 3, "RekeyAfterTime", "from 5 to 120"),
         (INTERFACE + "#! ReplayWindow = 63\n", 3, "ReplayWindow", "from 64 to 65536, not '63'"),

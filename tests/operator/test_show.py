@@ -13,6 +13,7 @@ interface: wg7
   listening port: 51820
   fwmark: 0xca6c
   mtu: 1420
+  queues: send 104.00 KiB, receive 4.00 MiB, TUN 1000 packets
   path: kernel, first choice (process 4321)
     eth7: open tc, seal tc (MTU 9001 is above 3498)
   maps: /sys/fs/bpf/ebpfvpn/wg7
@@ -31,6 +32,7 @@ peer: TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=
 
 drops:
   bad tag: 2
+  lost in tun: 9
 
 handed on:
   no usable session: 1

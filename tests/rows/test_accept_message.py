@@ -42,7 +42,7 @@ def test_data_of_a_live_session(tunnel: Tunnel, text: bytes) -> None:
 
 def test_data_of_an_unknown_session(tunnel: Tunnel) -> None:
     assert not accepted(tunnel, data_message(KEY, LOCAL_INDEX + 1, 0, bytes(64)))
-    assert tunnel.counted() == {"unknown_index": 1}
+    assert tunnel.counted() == {"socket_refused": 1}
 
 
 MALFORMED = {
@@ -66,4 +66,4 @@ MALFORMED = {
 @pytest.mark.parametrize("message", MALFORMED.values(), ids=MALFORMED)
 def test_malformed(tunnel: Tunnel, message: bytes) -> None:
     assert not accepted(tunnel, message)
-    assert tunnel.counted() == {"malformed_message": 1}
+    assert tunnel.counted() == {"socket_refused": 1}

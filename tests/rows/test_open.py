@@ -451,3 +451,10 @@ def test_nothing_is_opened_without_configuration(tunnel: Tunnel) -> None:
     tunnel.loaded.maps["config"].update(bytes(4), bytes(28))
     for hook in HOOKS:
         check(tunnel, hook, passes("not configured", ARRIVING))
+
+
+def test_without_a_segmenter_messages_go_to_the_daemon(tunnel: Tunnel) -> None:
+    """In tc, where they would go through it; and they are as new when they come back."""
+    tunnel.configure(inner_ifindex=0)
+    check(tunnel, "open_tc", passes("no segmenter", ARRIVING))
+    check(tunnel, "open_xdp", goes("needs none", ARRIVING, inner(4)))

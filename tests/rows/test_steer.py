@@ -147,8 +147,13 @@ def test_neither_ipv4_nor_ipv6(tunnel: Tunnel) -> None:
 
 def test_nothing_leaves_without_configuration(tunnel: Tunnel) -> None:
     # The map always has its entry; the mark of all zeros in it is nobody's.
-    tunnel.loaded.maps["config"].update(bytes(4), bytes(28))
+    tunnel.configure(mark=bytes(6))
     frame = run(tunnel, packet(4), Verdict.GO)
     tunnel.configure()
     assert tunnel.run("seal_xdp", frame).retval == retval("seal_xdp", Verdict.DROP)
     assert tunnel.counted() == {"malformed_frame": 1}
+
+
+def test_without_a_segmenter_packets_go_to_the_daemon(tunnel: Tunnel) -> None:
+    tunnel.configure(outer_ifindex=0)
+    run(tunnel, packet(4), Verdict.PASS, "pass_no_usable_session")

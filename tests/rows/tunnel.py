@@ -174,13 +174,16 @@ class Tunnel:
         for key in [*self.loaded.maps[name].keys()]:
             self.loaded.maps[name].delete(key)
 
-    def configure(self, *, outer_ifindex: int = OUTER, fwmark: int = 0) -> None:
+    def configure(
+        self, *, mark: bytes = MARK, outer_ifindex: int = OUTER, inner_ifindex: int = INNER,
+        fwmark: int = 0,
+    ) -> None:  # fmt: skip
         config = layout.Config(
-            mark=octets(MARK),
+            mark=octets(mark),
             listen_port=PORT,
             tun_ifindex=TUN,
             outer_ifindex=outer_ifindex,
-            inner_ifindex=INNER,
+            inner_ifindex=inner_ifindex,
             mtu=MTU,
             fwmark=fwmark,
         )

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from both_paths import in_userspace
 from netns import namespace
 from tunnels.nodes import (
     INNER,
     OUTER,
-    PINS,
     PORT,
     RUN,
     Node,
@@ -29,30 +28,8 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
+from tunnels.traces import refuse, traces
 from tunnels.traffic import ping
-
-
-def traces(node: Node) -> dict[str, Any]:
-    """All that a tunnel may leave: in the kernel's tables and on the file systems."""
-    ns = node.ns
-    inode = os.stat(ns.path).st_ino
-    links = json.loads(ns.run("ip", "-j", "-d", "link"))
-    return {
-        "links": [(link["ifname"], link["flags"], link.get("xdp")) for link in links],
-        "addresses": ns.run("ip", "-br", "address"),
-        "routes": ns.run("ip", "route", "show", "table", "all"),
-        "routes6": ns.run("ip", "-6", "route", "show", "table", "all"),
-        "rules": ns.run("ip", "rule") + ns.run("ip", "-6", "rule"),
-        "qdiscs": ns.run("tc", "qdisc"),
-        "filters": [
-            ns.run("tc", "filter", "show", "dev", link["ifname"], hook, check=False)
-            for link in links
-            for hook in ("ingress", "egress")
-        ],
-        "sockets": ns.run("ss", "-Huan"),
-        "pins": sorted(map(str, [*PINS.glob(f"{node.name}*"), *PINS.glob(f"@{inode}-*")])),
-        "run": sorted(map(str, RUN.glob(f"{node.name}*"))),
-    }
 
 
 @contextlib.contextmanager
@@ -61,6 +38,14 @@ def one_node(**interface: object) -> Iterator[tuple[Node, Node]]:
     with underlay() as (a, b), node(a) as one, node(b) as other:
         introduce(one, other, OUTER, **interface)
         yield one, other
+
+
+def default_route(one: Node, other: Node) -> None:
+    """Of `one` through `other`: routes, rules and a table go with it."""
+    one.configure(
+        {"ListenPort": PORT, "Address": f"{INNER[0]}/24, fd66::1/64"},
+        [other.peer("0.0.0.0/0", "::/0", endpoint=endpoint(OUTER[1]))],
+    )
 
 
 @pytest.mark.parametrize("mode", ["native", "generic", "tc"])
@@ -72,7 +57,8 @@ def test_down_removes_everything(mode: str) -> None:
             one.up()
             assert ping(one.ns, INNER[1]) == 3
             during = traces(one)
-            assert all(during[kind] != before[kind] for kind in before if kind != "rules")
+            unchanged = {"rules", "pins"} if in_userspace() else {"rules"}
+            assert {kind for kind in before if during[kind] == before[kind]} == unchanged
             pid = one.show()["pid"]
             one.down()
             assert traces(one) == before
@@ -82,10 +68,7 @@ def test_down_removes_everything(mode: str) -> None:
 @pytest.mark.parametrize("kills", [0, 2])
 def test_down_removes_the_rules_of_a_default_route(kills: int) -> None:
     with underlay() as (a, b), node(a) as one, node(b) as other:
-        one.configure(
-            {"ListenPort": PORT, "Address": f"{INNER[0]}/24, fd66::1/64"},
-            [other.peer("0.0.0.0/0", "::/0", endpoint=endpoint(OUTER[1]))],
-        )
+        default_route(one, other)
         before = traces(one)
         one.up()
         during = traces(one)
@@ -132,25 +115,6 @@ def test_a_name_that_is_in_use_in_another_namespace() -> None:
         after = traces(twin)
         assert after == before
         assert ping(one.ns, INNER[1]) == 3
-
-
-def refuse(one: Node, *words: str) -> None:
-    """`up` fails with one line that has these words, and leaves nothing behind."""
-    before = traces(one)
-    log = str(RUN / f"{one.name}.log")
-    done = one.command("up", str(one.path))
-    assert done.returncode == 1
-    assert done.stderr.startswith("ebpfvpn: ")
-    assert done.stderr.count("\n") == 1
-    assert "bug" not in done.stderr
-    for word in words:
-        assert word in done.stderr
-    after = traces(one)
-    # The log of a daemon that failed may be read.
-    after["run"] = [path for path in after["run"] if path != log]
-    before["run"] = [path for path in before["run"] if path != log]
-    assert after == before
-    assert one.private_key not in done.stderr
 
 
 def test_a_port_in_use() -> None:
@@ -208,7 +172,7 @@ def test_down_after_a_kill(mode: str) -> None:
         other.up()
         assert ping(one.ns, INNER[1]) == 3
         one.kill()
-        assert one.pins.exists()
+        assert one.pins.exists() != in_userspace()
         one.down()
         after = traces(one)
         # The log of a daemon that was killed may be read.
@@ -263,4 +227,46 @@ def test_foreground_runs_until_it_is_told_to_stop() -> None:
         assert process.returncode == 0
         assert f"{one.name} is up" in said
         assert one.private_key not in said
+        assert traces(one) == before
+
+
+def test_a_device_that_somebody_deletes_takes_everything_with_it() -> None:
+    with one_node() as (one, other):
+        default_route(one, other)
+        before = traces(one)
+        one.up()
+        pid = os.pidfd_open(one.show()["pid"])
+        one.ns.run("ip", "link", "del", one.name)
+        assert select.select([pid], [], [], 10)[0]  # it has ended
+        os.close(pid)
+        (error,) = one.log().splitlines()[-1:]
+        assert "ERROR" in error
+        assert f"somebody deleted the device {one.name}" in error
+        assert one.log().count("deleted") == 1
+        assert "Traceback" not in one.log()
+        after = traces(one)
+        # The log of a daemon that failed may be read.
+        after["run"] = [path for path in after["run"] if not path.endswith(".log")]
+        assert after == before
+        one.up()
+
+
+def test_a_device_that_somebody_deletes_in_the_foreground() -> None:
+    with one_node() as (one, _):
+        before = traces(one)
+        command = one.ns.command(
+            sys.executable, "-m", "ebpfvpn", "up", "--foreground", str(one.path)
+        )
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for(lambda: (RUN / f"{one.name}.sock").exists())
+            wait_for(lambda: one.command("show", one.name).returncode == 0)
+            one.ns.run("ip", "link", "del", one.name)
+            _, said = process.communicate(timeout=15)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 1
+        assert f"ebpfvpn: {one.name}: somebody deleted the device" in said.splitlines()[-1]
+        assert "Traceback" not in said
         assert traces(one) == before

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from ebpfvpn.kernel import layout
+from ebpfvpn.kernel.map import Map
 from netns import Namespace
 from tunnels.nodes import INNER, INNER6, MODES, frozen, pair, wait_for
 from tunnels.traffic import Numbered, ping, tcp, udp_socket
@@ -113,10 +115,17 @@ def test_decrypted_packets_die_without_the_filter_that_delivers_them(mode: str) 
         assert ping(a, INNER[1]) == 3
         with Watch(b, 4000) as watch, load(a, (INNER[1], 4000), b"the secret"):
             wait_for(lambda: any(b"the secret" in data for data in watch.seen))
-            remove_delivery(b)
-            ping(a, INNER[1], 1)  # what was on its way has arrived
-            watch.seen.clear()
-            received = other.show()["peers"][0]["rx_packets"]
-            assert ping(a, INNER[1], 10) == 0
-            wait_for(lambda: other.show()["peers"][0]["rx_packets"] > received + 200)
-            assert [data for data in watch.seen if b"the secret" in data] == []
+            peers = Map.pinned(other.pins / "peers")
+
+            def received() -> int:
+                ((_, value),) = peers.items()
+                return int(layout.Peer.from_buffer_copy(value).rx_packets)
+
+            with frozen(other):  # it would put them back
+                remove_delivery(b)
+                ping(a, INNER[1], 1)  # what was on its way has arrived
+                watch.seen.clear()
+                before = received()
+                assert ping(a, INNER[1], 10) == 0
+                wait_for(lambda: received() > before + 200)
+                assert [data for data in watch.seen if b"the secret" in data] == []

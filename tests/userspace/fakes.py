@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from typing import cast
 
 from ebpfvpn import virtio_net
 from ebpfvpn.endpoint import Endpoint
@@ -84,8 +85,8 @@ class FakeUdp(UdpSockets):
         self.longest = 65507
         """What the way takes of UDP payload in one packet; more is refused to UDP_SEGMENT."""
         self.waited: list[float] = []
-        self.joins = False
-        self.sockets = []
+        self.joined = False
+        self.sockets = [cast(socket.socket, None)]
 
     def refuses(self, data: bytes, segment: int) -> int:
         if self.refusals and (refusal := self.refusals.popleft()):
@@ -96,8 +97,11 @@ class FakeUdp(UdpSockets):
             return errno.EINVAL
         return 0
 
-    def join(self, on: bool) -> None:
-        self.joins = on
+    def join(self, sock: socket.socket, on: bool) -> None:
+        self.joined = on
+
+    def joins(self, sock: socket.socket) -> bool:
+        return self.joined
 
     def receive_into(self, sock: socket.socket, buffer: bytearray) -> Arrival | None:
         if not self.arrivals:

@@ -34,7 +34,7 @@ OpenMode = Literal["native", "generic", "tc", "socket"]
 
 _XDP_MODES = {"native": hooks.XDP_NATIVE, "generic": hooks.XDP_GENERIC}
 _XDP_NAMES: dict[int, OpenMode] = {hooks.XDP_NATIVE: "native", hooks.XDP_GENERIC: "generic"}
-_CLSACT = "clsact"
+CLSACT = "clsact"
 _TUNNEL = "tunnel-"
 _TC_PARENTS = (0xFFFFFFF2, 0xFFFFFFF3)  # ingress, egress
 
@@ -121,11 +121,28 @@ def attach(
                 kind = "tc" if candidate == "tc" else f"{candidate} XDP"
                 reason = error.reason if isinstance(error, BpfError) else str(error)
                 refusals.append(f"{kind} refused: {reason}")
-        if chosen == "socket":
-            _leave(netlink, tunnel.marker, link.ifindex)
+        _take_away_unused(netlink, tunnel, link.ifindex, chosen)
     reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
     redirect = chosen == "native" and takes_redirect(link)
     return Attachment(link.ifindex, link.name, chosen, reason, redirect)
+
+
+def free_for_native(tunnel: Tunnel, ifindex: int) -> None:
+    """Takes generic XDP off, beside which native cannot be: what is there in tc opens until
+    `attach` has put another in its place. Nothing happens where other tunnels need it."""
+    directory = _directory(ifindex)
+    with bpffs.devices_lock():
+        if dispatcher.ports_in_use(directory) <= {tunnel.listen_port}:
+            dispatcher.detach(directory, ifindex)
+
+
+def marks(tunnel: Tunnel, attachment: Attachment) -> set[str]:
+    """Names that must be in the device's directory."""
+    if attachment.open == "socket":
+        return set()
+    if attachment.open == "tc":
+        return {tunnel.marker}
+    return {tunnel.marker, dispatcher.port_mark(tunnel.listen_port), *dispatcher.PINS}
 
 
 def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
@@ -138,14 +155,19 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
         _leave(netlink, tunnel.marker, ifindex)
 
 
+def stop_opening(tunnel: Tunnel, ifindex: int) -> None:
+    """Messages go up to the daemon from now on; what is opened already is delivered."""
+    with bpffs.devices_lock():
+        dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
+        Filter(ifindex, hooks.INGRESS, tunnel.handle, hooks.OPEN_PRIORITY).detach(tunnel.ours)
+
+
 def open_in_tc(tunnel: Tunnel, open_tc: Program, ifindex: int, following: AttachMode) -> None:
     """From now on it can do without the dispatcher, in which the generation that follows takes its
     place, or which it wants in another mode. Nothing happens if the device is gone."""
     directory = _directory(ifindex)
     with bpffs.devices_lock(), contextlib.suppress(BpfError):
-        Filter(ifindex, hooks.INGRESS, tunnel.handle, hooks.OPEN_PRIORITY).attach(
-            open_tc, tunnel.ours
-        )
+        _filter(tunnel, ifindex, hooks.OPEN_PRIORITY).attach(open_tc, tunnel.ours)
         wanted = _XDP_MODES["generic" if following == "generic" else "native"]
         if following != "tc" and dispatcher.attached_mode(directory, ifindex) != wanted:
             dispatcher.unset_port(directory, tunnel.listen_port, tunnel.ours)
@@ -178,6 +200,7 @@ def _attach_xdp(
     if programs.open_xdp is None:
         raise _RefusedError("XDP programs are not loaded")
     directory = _directory(ifindex)
+    dispatcher.pin_again(directory, ifindex, programs.mark)
     found = dispatcher.attached_mode(directory, ifindex)
     if found and exact and found != _XDP_MODES[mode]:
         raise _RefusedError(f"another tunnel has attached {_XDP_NAMES[found]} XDP")
@@ -210,13 +233,31 @@ def _attach_tc(tunnel: Tunnel, programs: Programs, ifindex: int) -> None:
 
 def _add_filter(tunnel: Tunnel, program: Program, ifindex: int, priority: int) -> None:
     if hooks.add_clsact(ifindex):
-        (_directory(ifindex) / _CLSACT).mkdir(exist_ok=True)
-    Filter(ifindex, hooks.INGRESS, tunnel.handle, priority).attach(program, tunnel.ours)
+        (_directory(ifindex) / CLSACT).mkdir(exist_ok=True)
+    _filter(tunnel, ifindex, priority).attach(program, tunnel.ours)
+
+
+def _filter(tunnel: Tunnel, ifindex: int, priority: int) -> Filter:
+    return Filter(ifindex, hooks.INGRESS, tunnel.handle, priority)
+
+
+def _take_away_unused(netlink: Netlink, tunnel: Tunnel, ifindex: int, chosen: OpenMode) -> None:
+    """What an earlier choice needed: now that the new one is in place, nothing is lost."""
+    directory = _directory(ifindex)
+    if chosen in ("tc", "socket"):
+        dispatcher.unset_port(directory, tunnel.listen_port, tunnel.ours)
+        _filter(tunnel, ifindex, hooks.DELIVER_PRIORITY).detach(tunnel.ours)
+        if not dispatcher.in_use(directory):
+            dispatcher.remove(directory, ifindex)
+    if chosen in ("native", "socket"):
+        _filter(tunnel, ifindex, hooks.OPEN_PRIORITY).detach(tunnel.ours)
+    if chosen == "socket":
+        _leave(netlink, tunnel.marker, ifindex)
 
 
 def _detach_filters(ifindex: int, tunnel: Tunnel) -> None:
     for priority in (hooks.DELIVER_PRIORITY, hooks.OPEN_PRIORITY):
-        Filter(ifindex, hooks.INGRESS, tunnel.handle, priority).detach(tunnel.ours)
+        _filter(tunnel, ifindex, priority).detach(tunnel.ours)
 
 
 def _leave(netlink: Netlink, marker: str, ifindex: int) -> None:
@@ -225,9 +266,9 @@ def _leave(netlink: Netlink, marker: str, ifindex: int) -> None:
         (directory / marker).rmdir()
     if not dispatcher.in_use(directory):
         dispatcher.remove(directory, ifindex)
-    if (directory / _CLSACT).exists() and not _filters(netlink, ifindex):
+    if (directory / CLSACT).exists() and not _filters(netlink, ifindex):
         hooks.remove_clsact(ifindex)
-        (directory / _CLSACT).rmdir()
+        (directory / CLSACT).rmdir()
     if not any(directory.glob(f"{_TUNNEL}*")):
         bpffs.remove(directory)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
     Confirmed,
+    DatapathError,
     Event,
     Left,
     MessagesUsed,
@@ -29,23 +30,23 @@ from ebpfvpn.kernel import (
     attach,
     bpffs,
     generation,
-    hooks,
     layout,
     leftovers,
     objects,
     segmenter,
+    steer,
     window,
 )
 from ebpfvpn.kernel.adoption import NOTHING, Found, Network
 from ebpfvpn.kernel.attach import AttachMode, Programs, Tunnel
 from ebpfvpn.kernel.btf import field_names
-from ebpfvpn.kernel.frames import FrameSocket, MessageSocket, reinjected, to_seal
+from ebpfvpn.kernel.frames import reinjected, to_seal
 from ebpfvpn.kernel.generation import Facts
-from ebpfvpn.kernel.hooks import Filter
+from ebpfvpn.kernel.health import Health
 from ebpfvpn.kernel.layout import number, octets
-from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.kernel.map import Map, RingBuffer
 from ebpfvpn.kernel.objects import Object
+from ebpfvpn.kernel.sealing import Sealing
 from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions, await_programs
 from ebpfvpn.kernel.ways import Ways
 from ebpfvpn.keypair import Keypair, Session
@@ -53,8 +54,6 @@ from ebpfvpn.netlink import Netlink
 from ebpfvpn.wire import REKEY_AFTER_MESSAGES
 
 _SO_ATTACH_BPF = 50
-_FIRST_HANDLE = 1
-_NATIVE_MODES = ("auto", "native")
 
 
 class KernelDatapath:
@@ -101,28 +100,30 @@ class KernelDatapath:
         """Loads and attaches, in the place of what is there."""
         facts = self._generation.facts
         loaded = self._load(closing, peers, replay_window)
-        self._segmenter = segmenter.find(
-            self._netlink, self._generation.label, self._mtu
-        ) or segmenter.create(self._netlink, self._generation.label, self._mtu)
-        self._configure()
         self._allowed = adoption.read_allowed_ips(self._generation)
         self._networks: dict[int, set[Network]] = {}
         for network, peer in self._allowed.items():
             self._networks.setdefault(peer, set()).add(network)
         self._sessions = Sessions(loaded, rekey_after_messages)
         closing.callback(self._sessions.close)
-        self._seal, self._seal_reason = self._attach_segmenter()
-        hooks.add_clsact(facts.tun)
-        hooks.steer_filter(facts.tun, facts.handle).attach(
-            loaded.programs["steer"], self._map("config")
+        self._events = RingBuffer(self._map("events"))
+        closing.callback(self._events.close)
+        self._poll = select.epoll()
+        closing.callback(self._poll.close)
+        self._poll.register(self._events.fileno(), select.EPOLLIN)
+        self._sealing = Sealing(
+            self._netlink, self._generation, loaded, self._mark, self._mtu, self._mode, self._poll
         )
-        self._open_sockets(closing)
+        closing.callback(self._sealing.close)
+        steer.attach(facts, loaded)
         self._ways = Ways(
             loaded, self._netlink, Tunnel.of(self._generation),
             Programs.of(self._mark, loaded.programs), self._mtu, facts.fwmark, self._mode,
         )  # fmt: skip
         devices = attach.attached_devices(self._generation)
         self._ways.adopt(ifindex for netns, ifindex in devices if netns == facts.netns)
+        self._health = Health(self._netlink, self._generation, loaded, self._sealing, self._ways)
+        closing.callback(self._health.close)
 
     def _load(self, closing: contextlib.ExitStack, peers: int, replay_window: int) -> Object:
         self._mark = bpffs.mark()
@@ -135,71 +136,18 @@ class KernelDatapath:
         self._reasons = field_names(objects.TC_OBJECT, "drops")
         return loaded
 
-    def _open_sockets(self, closing: contextlib.ExitStack) -> None:
-        self._outer = FrameSocket(self._segmenter.outer)
-        closing.callback(self._outer.close)
-        self._inner = FrameSocket(self._segmenter.inner)
-        closing.callback(self._inner.close)
-        self._events = RingBuffer(self._map("events"))
-        closing.callback(self._events.close)
-        self._poll = select.epoll()
-        closing.callback(self._poll.close)
-        self._poll.register(self._events.fileno(), select.EPOLLIN)
-        self._sent_up = [MessageSocket(self._segmenter.inner, version) for version in (4, 6)]
-        for sock in self._sent_up:
-            closing.callback(sock.close)
-            self._poll.register(sock.fileno(), select.EPOLLIN)
-
     def _map(self, name: str) -> Map:
         return self._loaded.maps[name]
-
-    def _configure(self) -> None:
-        facts = self._generation.facts
-        config = layout.Config(
-            mark=octets(self._mark),
-            listen_port=facts.port,
-            tun_ifindex=facts.tun,
-            outer_ifindex=self._segmenter.outer,
-            inner_ifindex=self._segmenter.inner,
-            mtu=self._mtu,
-            fwmark=facts.fwmark,
-        )
-        self._map("config").update(number(0), bytes(config))
-
-    def _attach_segmenter(self) -> tuple[str, str]:
-        """Its programs go with it. Returns how packets can be sealed ("xdp" or "tc"), and why
-        not in XDP."""
-        outer, inner = self._segmenter.outer, self._segmenter.inner
-        hooks.add_clsact(outer)
-        hooks.add_clsact(inner)
-        for ifindex, priority, name in (
-            (outer, hooks.DELIVER_PRIORITY, "deliver"),
-            (outer, hooks.OPEN_PRIORITY, "open_tc"),
-            (inner, hooks.SEAL_PRIORITY, "seal_tc"),
-        ):
-            filter_ = Filter(ifindex, hooks.INGRESS, _FIRST_HANDLE, priority)
-            filter_.attach(self._loaded.programs[name], self._map("config"))
-        if self._mode not in _NATIVE_MODES:
-            return "tc", f"attach mode {self._mode}"
-        if self._segmenter.jumbo:
-            return "tc", "MTU too large for XDP"
-        try:
-            program = self._loaded.programs["seal_xdp"]
-            hooks.attach_xdp(inner, program, hooks.XDP_NATIVE, self._map("config"))
-        except BpfError as error:
-            return "tc", f"XDP on the segmenter refused: {error.reason}"
-        segmenter.seal_in_threads(self._segmenter)
-        return "xdp", ""
 
     def describe(self) -> dict[str, object]:
         devices = []
         for attachment in self._ways.attachments.values():
-            seal, reason = self._seal, f"open: {attachment.reason}"
+            seal, reason = self._sealing.seal, f"open: {attachment.reason}"
             if seal == "xdp" and not attachment.redirect:
                 seal = "tc"
                 reason += "; seal: the device takes no XDP_REDIRECT"
             elif seal == "tc":
-                reason += f"; seal: {self._seal_reason}"
+                reason += f"; seal: {self._sealing.reason}"
             devices.append(
                 {"name": attachment.device, "open": attachment.open, "seal": seal, "reason": reason}
             )
@@ -291,13 +239,13 @@ class KernelDatapath:
 
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
         for packet in packets:
-            if not self._outer.send(to_seal(self._mark, peer, packet)):
+            if not self._sealing.send(to_seal(self._mark, peer, packet)):
                 self._send_failed += 1
 
     def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
         port = self._generation.facts.port
-        frame = reinjected(self._segmenter.outer_mac, message, source, port, tos)
-        if not self._inner.send(frame):
+        frame = reinjected(self._sealing.mac, message, source, port, tos)
+        if not self._sealing.reinject(frame):
             self._send_failed += 1
 
     def traffic(self) -> dict[int, Traffic]:
@@ -334,18 +282,19 @@ class KernelDatapath:
                 events.append(Roamed(event.peer))
         if roamed:
             self._ways.roamed(roamed)
-        for sock in self._sent_up:
-            events.extend(sock.receive())
-        return events
+        return [*events, *self._sealing.sent_up()]
 
     def network_changed(self) -> None:
         self._ways.network_changed()
 
     def release(self) -> list[Receiving]:
-        """Opens nothing any more, from here on: the receiving halves of all live sessions."""
-        config = layout.Config.from_buffer_copy(self._map("config").lookup(number(0)) or b"")
-        config.listen_port = 0
-        self._map("config").update(number(0), bytes(config))
+        """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
+        halves of all live sessions."""
+        with contextlib.suppress(DatapathError, OSError):
+            steer.detach(self._generation.facts, self._loaded)
+        with contextlib.suppress(DatapathError, OSError):
+            self._ways.stop_opening()
+        # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()
 
@@ -355,8 +304,7 @@ class KernelDatapath:
         netlink = Netlink()
         try:
             self._ways.detach()
-            facts = self._generation.facts
-            hooks.steer_filter(facts.tun, facts.handle).detach(self._map("config"))
+            steer.detach(self._generation.facts, self._loaded)
             segmenter.remove(netlink, self._generation.label)
             self.remove_older()
             self.close()
@@ -365,16 +313,16 @@ class KernelDatapath:
             netlink.close()
 
     def check(self) -> list[str]:
-        """Looks whether all that packets need is in place, and puts back what is not. Returns what
-        was found and done, one line for the operator each. DatapathError: it cannot be put back,
-        so packets need another path."""
-        return []
+        return self._health.check()
 
     def close(self) -> None:
         self._closing.close()
 
     def remove(self) -> None:
         self._sessions.retire_all()
+        # By what is pinned all is found that is to be taken away.
+        with contextlib.suppress(DatapathError):
+            self.check()
         self.close()
         netlink = Netlink()
         try:

@@ -56,6 +56,13 @@ def _checksum(header: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def _bind(sock: socket.socket, ifindex: int, protocol: int) -> None:
+    try:
+        sock.bind((socket.if_indextoname(ifindex), protocol))
+    except OSError as error:
+        raise DatapathError(f"cannot bind a packet socket: {error.strerror}") from None
+
+
 class FrameSocket:
     """Sends frames out of one device, through its queue."""
 
@@ -63,9 +70,13 @@ class FrameSocket:
         """In the network namespace of this thread. DatapathError."""
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
-            self._socket.bind((socket.if_indextoname(ifindex), 0))
         except OSError as error:
             raise DatapathError(f"cannot open a packet socket: {error.strerror}") from None
+        self.bind(ifindex)
+
+    def bind(self, ifindex: int) -> None:
+        """To another device: to close it and open another takes the kernel far longer."""
+        _bind(self._socket, ifindex, 0)
 
     def send(self, frame: bytes) -> bool:
         """False: the kernel did not take it."""
@@ -88,9 +99,14 @@ class MessageSocket:
         try:
             # Protocol 0 until it is bound: else it would take packets of all devices.
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._socket.bind((socket.if_indextoname(ifindex), _ETHERTYPE[version]))
         except OSError as error:
             raise DatapathError(f"cannot open a packet socket: {error.strerror}") from None
+        self._version = version
+        self.bind(ifindex)
+
+    def bind(self, ifindex: int) -> None:
+        """To another device."""
+        _bind(self._socket, ifindex, _ETHERTYPE[self._version])
 
     def fileno(self) -> int:
         return self._socket.fileno()

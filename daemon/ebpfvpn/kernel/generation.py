@@ -67,6 +67,14 @@ class Generation:
         """What its devices are called by."""
         return label(self.name, self.facts.number)
 
+    @property
+    def directories(self) -> set[str]:
+        """Names among the pins of one that is complete, that are no pins."""
+        return {f"{_FACTS}{self.facts}", _COMPLETE}
+
+    def state_facts(self) -> None:
+        (self.pins / f"{_FACTS}{self.facts}").mkdir(exist_ok=True)
+
     def config(self) -> Map:
         """The map by which its programs are known. BpfError if it is missing."""
         return Map.pinned(self.pins / "config")
@@ -80,8 +88,9 @@ def begin(name: str, facts: Facts) -> Generation:
     """Makes the directory of its pins."""
     pins = bpffs.pin_directory(name)
     pins.mkdir(mode=0o700)
-    (pins / f"{_FACTS}{facts}").mkdir()
-    return Generation(name, pins, facts, complete=False)
+    found = Generation(name, pins, facts, complete=False)
+    found.state_facts()
+    return found
 
 
 def complete(generation: Generation) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, remove_orphaned_rules
 from ebpfvpn.kernel import attach, bpffs, generation, hooks, segmenter, sessions
 from ebpfvpn.kernel.attach import Tunnel
 from ebpfvpn.kernel.generation import Generation
@@ -24,12 +24,12 @@ _CLONE_NEWNET = 0x40000000
 def clean(name: str) -> None:
     """Takes away what is left of the tunnel NAME; nothing happens where nothing is left.
     DatapathError where it runs."""
-    bpffs.mount()
     lock = bpffs.NameLock(name)
     try:
         netlink = Netlink()
         try:
             remove(netlink, name)
+            remove_orphaned_rules(netlink)
         finally:
             netlink.close()
     finally:
@@ -82,8 +82,10 @@ def _detach(of: Generation, tunnel: Tunnel | None, netlink: Netlink) -> None:
 def _remove_tun(of: Generation, netlink: Netlink) -> None:
     """And the rules that lead to it, unless another device has its number now."""
     link = netlink.link(of.facts.tun)
-    if link is not None and link.alias == alias(of.name):
-        AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+    if link is not None and link.alias != alias(of.name):
+        return
+    AllowedIpRoutes.remove_rules(netlink, of.facts.fwmark)
+    if link is not None:
         netlink.delete_link(link.ifindex)
 
 

@@ -62,6 +62,7 @@ class Map(Descriptor):
         call(f"asking about {name}", "bpf_obj_get_info_by_fd", fd, byref(info),
              byref(c_uint32(sizeof(info))))  # fmt: skip
         self.type: int = info.type
+        self.kernel_name: str = info.name.decode()
         self.id: int = info.id
         self.key_size: int = info.key_size
         self.value_size: int = info.value_size
@@ -77,6 +78,14 @@ class Map(Descriptor):
     def pinned(cls, path: Path) -> Map:
         """BpfError with ENOENT where nothing is pinned."""
         return cls(get_pinned(path), path.name)
+
+    @classmethod
+    def by_id(cls, number: int) -> Map:
+        """One that is loaded, with the name that the kernel knows (15 bytes of it). BpfError with
+        ENOENT where none has this id."""
+        found = cls(call(f"opening map {number}", "bpf_map_get_fd_by_id", number), str(number))
+        found.name = found.kernel_name
+        return found
 
     def _check(self, key: bytes, value: bytes | None = None) -> None:
         if len(key) != self.key_size:

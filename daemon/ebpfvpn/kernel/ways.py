@@ -37,11 +37,11 @@ class Ways:
         self._routes = loaded.maps["routes"]
         self._set_peer = loaded.programs["set_peer"]
         self._netlink = netlink
-        self._tunnel = tunnel
-        self._programs = programs
+        self.tunnel = tunnel
+        self.programs = programs
         self._mtu = mtu
         self._fwmark = fwmark
-        self._mode: AttachMode = mode
+        self.mode: AttachMode = mode
         self._links: dict[int, Link] = {}
         self._neighbours: Neighbours = {}
         self._neighbours_known = 0.0
@@ -61,7 +61,7 @@ class Ways:
             if ifindex in self._links:
                 self._attach(ifindex)
             else:
-                attach.detach(self._netlink, self._tunnel, ifindex)
+                attach.detach(self._netlink, self.tunnel, ifindex)
         routes = set(self._routes.keys())
         for key in [*self._endpoints.keys()]:
             self._resolve(layout.from_number(key))
@@ -103,7 +103,7 @@ class Ways:
         for ifindex, attachment in list(self.attachments.items()):
             link = self._links.get(ifindex)
             if link is None:
-                attach.detach(self._netlink, self._tunnel, ifindex)
+                attach.detach(self._netlink, self.tunnel, ifindex)
                 del self.attachments[ifindex]
             elif attachment.open == "native":
                 self.attachments[ifindex] = Attachment(
@@ -112,10 +112,14 @@ class Ways:
         for key in self._endpoints.keys():  # noqa: SIM118
             self._resolve(layout.from_number(key))
 
+    def stop_opening(self) -> None:
+        for ifindex in self.attachments:
+            attach.stop_opening(self.tunnel, ifindex)
+
     def detach(self) -> None:
         """From all devices."""
         for ifindex in list(self.attachments):
-            attach.detach(self._netlink, self._tunnel, ifindex)
+            attach.detach(self._netlink, self.tunnel, ifindex)
             del self.attachments[ifindex]
 
     def _find_links(self) -> None:
@@ -196,7 +200,7 @@ class Ways:
         link = self._links.get(ifindex)
         if link is not None and ifindex not in self.attachments:
             self.attachments[ifindex] = attach.attach(
-                self._netlink, self._tunnel, self._programs, link, self._mode
+                self._netlink, self.tunnel, self.programs, link, self.mode
             )
 
     def _entry(self, way: Way) -> bytes:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from struct import Struct
 
@@ -30,7 +30,7 @@ from ebpfvpn.inner import IPV6_LEAST_MTU
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.path_mtu import PathMtu
 from ebpfvpn.tun import Tun
-from ebpfvpn.udp import MOST, UdpSockets
+from ebpfvpn.udp import MOST, Arrival, UdpSockets
 from ebpfvpn.userspace import gso
 from ebpfvpn.userspace.gro import Gro
 from ebpfvpn.userspace.gso import GsoError, Packet
@@ -38,6 +38,7 @@ from ebpfvpn.userspace.open import Message, Opening
 from ebpfvpn.userspace.peer import Peer
 from ebpfvpn.userspace.seal import KEEPALIVE, Sealing
 from ebpfvpn.userspace.session import Session
+from ebpfvpn.userspace.state import PeerState, pack_endpoint, unpack_endpoint
 
 Network = IPv4Network | IPv6Network
 
@@ -53,8 +54,8 @@ _DESTINATION4 = Struct(f"{_START + 16}x4s")
 _DESTINATION6 = Struct(f"{_START + 24}x16s")
 
 REASONS = (
-    "expired_receive", "replayed", "too_old", "bad_tag", "malformed_inner", "source_not_allowed",
-    "ecn", "no_session", "expired_send", "no_endpoint", "no_route",
+    "unknown_index", "expired_receive", "replayed", "too_old", "bad_tag", "malformed_inner",
+    "source_not_allowed", "ecn", "no_session", "expired_send", "no_endpoint", "no_route",
 )  # fmt: skip
 """As in ebpf/drops.h."""
 OWN_REASONS = ("send_buffer_full", "send_failed", "stack_refused")
@@ -93,8 +94,11 @@ class UserspaceDatapath:
 
     def alone(self, on: bool) -> None:
         """Whether every packet comes here: then many come at once. With programs in front of the
-        sockets and the TUN these would see the aggregates."""
-        self._udp.join(on)
+        sockets these would see aggregates: see `end_joining`."""
+        if on:
+            for sock in self._udp.sockets:
+                self._udp.join(sock, True)
+        self._sealing.segments = self._udp.segments()
         self._gro.udp = self._tun.offload(on)
 
     # What is moved.
@@ -162,17 +166,38 @@ class UserspaceDatapath:
         """Opens what waits on a UDP socket; what is of no session here is for the caller."""
         now = _now()
         rest: list[Message] = []
-        view = memoryview(self._outer)
         for _ in range(_ARRIVALS):
             arrival = self._udp.receive_into(sock, self._outer)
             if arrival is None:
                 break
-            rest += self._opening.open(
-                view[: arrival.length], arrival.segment or 1, arrival.source, arrival.tos, now
-            )
+            rest += self._open(arrival, arrival.segment or 1, now)
         self._gro.flush()
         self._signal()
         return rest
+
+    def end_joining(self, sock: socket.socket) -> list[Message]:
+        """As `messages`, all that waits; from then on messages come one by one."""
+        now = _now()
+        rest: list[Message] = []
+        while (arrival := self._udp.receive_into(sock, self._outer)) is not None:
+            rest += self._open(arrival, arrival.segment or 1, now)
+        self._udp.join(sock, False)
+        # What came just before: of it the kernel does not say any more what was joined.
+        while (arrival := self._udp.receive_into(sock, self._outer)) is not None:
+            rest += self._open(arrival, self._segment(arrival.length), now)
+        self._gro.flush()
+        self._signal()
+        return rest
+
+    def _open(self, arrival: Arrival, segment: int, now: float) -> list[Message]:
+        view = memoryview(self._outer)[: arrival.length]
+        return self._opening.open(view, segment, arrival.source, arrival.tos, now)
+
+    def _segment(self, length: int) -> int:
+        """Of messages that may have been joined: where the second one's header follows. (That its
+        eight bytes, type and index, stand in a ciphertext by chance does not happen.)"""
+        found = self._outer.find(self._outer[:8], 8, length)
+        return found if found > 0 else max(length, 1)
 
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
         found, now = self._peers[peer], _now()
@@ -283,6 +308,52 @@ class UserspaceDatapath:
         session = Session.receiving(self._peers[half.peer], half, self._replay_window)
         self._sessions[half.session.local_index] = session
 
+    def state(self, timestamps: Mapping[int, bytes]) -> list[PeerState]:
+        """Of every peer; see state.py. Nothing must be moved after that."""
+        sessions: dict[int, list[Session]] = {}
+        for session in self._sessions.values():
+            sessions.setdefault(session.peer.number, []).append(session)
+        return [
+            PeerState(
+                number,
+                peer.public_key.hex(),
+                timestamps[number].hex(),
+                pack_endpoint(peer.endpoint),
+                peer.current.known.local_index if peer.current else 0,
+                peer.next.known.local_index if peer.next else 0,
+                [session.state() for session in sessions.get(number, ())],
+                peer.traffic(),
+            )
+            for number, peer in self._peers.items()
+        ]
+
+    def restore(self, state: PeerState) -> Left:
+        """Adds a peer as it was in the process before."""
+        peer = Peer(state.number, bytes.fromhex(state.public_key))
+        self._peers[peer.number] = peer
+        self._networks[peer.number] = set()
+        peer.count_from(state.traffic)
+        known = {}
+        for one in state.sessions:
+            session = Session.restored(peer, one, self._replay_window, self._rekey_after_messages)
+            self._sessions[one.local_index] = session
+            known[one.local_index] = session.known
+            if one.local_index == state.current:
+                peer.current = session
+            elif one.local_index == state.next:
+                peer.next = session
+        if (endpoint := unpack_endpoint(state.endpoint)) is not None:
+            self._set_endpoint(peer, endpoint)
+        return Left(
+            peer.public_key,
+            peer.number,
+            known.pop(state.current, None),
+            known.pop(state.next, None),
+            list(known.values()),
+            endpoint,
+            bytes.fromhex(state.timestamp),
+        )
+
     def retire(self, local_index: int) -> None:
         session = self._sessions.pop(local_index, None)
         if session is None:
@@ -345,6 +416,9 @@ class UserspaceDatapath:
     def _signal(self) -> None:
         if self._events:
             os.eventfd_write(self._event, 1)
+
+    def check(self) -> list[str]:
+        return []
 
     def network_changed(self) -> None:
         self._path_mtu.network_changed()

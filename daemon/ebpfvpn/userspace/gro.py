@@ -12,10 +12,12 @@ from ebpfvpn.userspace import checksum
 from ebpfvpn.virtio_net import LENGTH, NEEDS_CHECKSUM, TCPV4, TCPV6, UDP, Header
 
 _MOST = 65535
-_PARTS = 500
 _IP = {0x45: 20, **{0x60 | n: 40 for n in range(16)}}
 """Length of the IP header by its first byte: neither options nor extensions."""
 _TCP, _UDP = 6, 17
+_MOST_PARTS = {_TCP: 500, _UDP: 64}
+"""By protocol. Of UDP the kernel takes UDP_MAX_SEGMENTS, 64 until Linux 6.9; of TCP what one system
+call does."""
 _PSH, _ACK = 0x08, 0x10
 _CHECKSUM = {_TCP: 16, _UDP: 6}
 _PLAIN = bytes(LENGTH)
@@ -53,6 +55,7 @@ class Gro:
         self._first = b""
         self._parts: list[memoryview] = []
         self._protocol = self._ip = self._headers = self._length = self._total = 0
+        self._most = 0
         # The headers that the next packet must have, as a number, where the mask has ones; and what
         # is then added to it. No header is less than zero: then none may follow.
         self._expected, self._mask, self._step = -1, 0, 0
@@ -76,7 +79,7 @@ class Gro:
             self._parts.append(memoryview(packet)[headers:length])
             self._total += length - headers
             self._expected += self._step
-            if self._total + length > _MOST or len(self._parts) == _PARTS:
+            if self._total + length > _MOST or len(self._parts) == self._most:
                 self.flush()
             return
         self._start(packet, length)
@@ -102,6 +105,7 @@ class Gro:
         self._parts.append(memoryview(packet)[headers:length])
         self._protocol, self._ip, self._headers = protocol, ip, headers
         self._length = self._total = length
+        self._most = _MOST_PARTS[protocol]
         self._mask = _MASKS[protocol, ip, headers]
         self._expected = int.from_bytes(packet[:headers], "big") & self._mask
         self._step = self._last_flags = 0

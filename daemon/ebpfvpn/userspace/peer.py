@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ebpfvpn.datapath import Traffic
@@ -60,6 +61,11 @@ class Peer:
         if data:
             self.last_data_received = now
             self.unacknowledged_since = self.unacknowledged_since or now
+
+    def count_from(self, traffic: Traffic) -> None:
+        """Goes on with figures of before."""
+        for name, value in asdict(traffic).items():
+            setattr(self, name, value)
 
     def traffic(self) -> Traffic:
         return Traffic(

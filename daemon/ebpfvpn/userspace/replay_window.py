@@ -62,3 +62,14 @@ class ReplayWindow:
             self._bits[slot] = 1 << counter % _BITS
         if counter >= self.highest:
             self.highest = counter + 1
+
+    def seen(self) -> tuple[int, int]:
+        """`base` and `seen`, to make an equal one of."""
+        end = -(-self.highest // _BITS)
+        first = max(end - len(self._numbers), self._base // _BITS, 0)
+        found = 0
+        for number in range(first, end):
+            slot = number & self._mask
+            if self._numbers[slot] == number:
+                found |= self._bits[slot] << (number - first) * _BITS
+        return first * _BITS, found

@@ -12,6 +12,7 @@ from ebpfvpn.datapath import Receiving
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.keypair import Session as Known
 from ebpfvpn.userspace.replay_window import ReplayWindow
+from ebpfvpn.userspace.state import SessionState
 
 if TYPE_CHECKING:
     from ebpfvpn.userspace.peer import Peer
@@ -24,18 +25,20 @@ class Session:
     """Public attributes, because every packet goes through them."""
 
     __slots__ = (
-        "expires", "known", "open", "peer", "receive_limit", "rekey_at", "seal", "send_counter",
-        "send_limit", "window",
+        "expires", "known", "open", "peer", "receive_key", "receive_limit", "rekey_at", "seal",
+        "send_counter", "send_key", "send_limit", "window",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, known: Known, receive_key: bytes, window: ReplayWindow) -> None:
         """One that only opens."""
         self.peer = peer
         self.known = known
+        self.receive_key = receive_key
         self.open = ChaCha20Poly1305(receive_key)
         self.window = window
         self.expires = known.created + wire.REJECT_AFTER_TIME
         self.receive_limit = wire.REJECT_AFTER_MESSAGES
+        self.send_key: bytes | None = None
         self.seal: ChaCha20Poly1305 | None = None
         self.send_counter = 0
         self.send_limit = 0
@@ -46,13 +49,44 @@ class Session:
     @classmethod
     def of(cls, peer: Peer, keypair: Keypair, replay_window: int, rekey_at: int) -> Session:
         """A whole one. `replay_window` in packets."""
-        session = cls(peer, keypair.session, keypair.receive_key, ReplayWindow(replay_window))
-        session.seal = ChaCha20Poly1305(keypair.send_key)
-        session.send_limit = wire.REJECT_AFTER_MESSAGES
-        session.rekey_at = rekey_at
+        window = ReplayWindow(replay_window)
+        session = cls(peer, keypair.session, keypair.receive_key, window)
+        session._seals_with(keypair.send_key, rekey_at)
         return session
+
+    def _seals_with(self, key: bytes, rekey_at: int) -> None:
+        self.send_key = key
+        self.seal = ChaCha20Poly1305(key)
+        self.send_limit = wire.REJECT_AFTER_MESSAGES
+        self.rekey_at = rekey_at
 
     @classmethod
     def receiving(cls, peer: Peer, half: Receiving, replay_window: int) -> Session:
         window = ReplayWindow(replay_window, half.highest, half.base, half.seen)
         return cls(peer, half.session, half.key, window)
+
+    def state(self) -> SessionState:
+        known = self.known
+        return SessionState(
+            known.local_index,
+            known.remote_index,
+            known.initiator,
+            known.created,
+            self.send_key.hex() if self.send_key else None,
+            self.receive_key.hex(),
+            self.send_counter,
+            self.window.highest,
+            *self.window.seen(),
+        )
+
+    @classmethod
+    def restored(
+        cls, peer: Peer, state: SessionState, replay_window: int, rekey_at: int
+    ) -> Session:
+        known = Known(state.local_index, state.remote_index, state.initiator, state.created)
+        window = ReplayWindow(replay_window, state.highest, state.base, state.seen)
+        session = cls(peer, known, bytes.fromhex(state.receive_key), window)
+        if state.send_key is not None:
+            session._seals_with(bytes.fromhex(state.send_key), rekey_at)
+            session.send_counter = state.send_counter
+        return session

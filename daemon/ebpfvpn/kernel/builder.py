@@ -1,0 +1,84 @@
+"""The builder of a new kernel path while another path moves the packets: in a thread, so that they
+go on meanwhile, and after a pause again when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ebpfvpn.datapath import DatapathError
+from ebpfvpn.kernel.backoff import LONGEST, Backoff
+from ebpfvpn.kernel.datapath import KernelDatapath
+
+log = logging.getLogger(__name__)
+
+
+class Builder:
+    """Of one tunnel; also takes kernel paths away."""
+
+    def __init__(self, build: Callable[[], KernelDatapath] | None) -> None:
+        """None: none is ever wanted."""
+        self._build = build
+        self._thread = ThreadPoolExecutor(1, "kernel-path")
+        self._building: Future[KernelDatapath] | None = None
+        self._backoff = Backoff(time.monotonic())
+        self._worked_since = time.monotonic()
+
+    def poll(self, prepare: Callable[[KernelDatapath], None]) -> KernelDatapath | None:
+        """One that is ready, or None; begins to build one when it is time to. `prepare` is called
+        with it in the thread. DatapathError, OSError: why there is none; told once for each try."""
+        if self._building is None:
+            if self._build is not None and self._backoff.due(time.monotonic()):
+                self._building = self._thread.submit(self._make, self._build, prepare)
+            return None
+        if not self._building.done():
+            return None
+        building, self._building = self._building, None
+        try:
+            kernel = building.result()
+        except (DatapathError, OSError):
+            self._backoff.failed(time.monotonic())
+            raise
+        self._worked_since = time.monotonic()
+        return kernel
+
+    def _make(
+        self, build: Callable[[], KernelDatapath], prepare: Callable[[KernelDatapath], None]
+    ) -> KernelDatapath:
+        kernel = build()
+        try:
+            prepare(kernel)
+            kernel.check()
+        except BaseException:
+            kernel.discard()
+            raise
+        return kernel
+
+    def broke(self) -> None:
+        """The one in use did. If it did not last, the next has to wait longer."""
+        now = time.monotonic()
+        if now - self._worked_since > LONGEST:
+            self._backoff.restart(now)
+        else:
+            self._backoff.failed(now)
+
+    def discard(self, kernel: KernelDatapath) -> None:
+        """Takes it away, in the thread."""
+        self._thread.submit(self._discard, kernel)
+
+    def _discard(self, kernel: KernelDatapath) -> None:
+        try:
+            kernel.discard()
+        except (DatapathError, OSError) as error:
+            log.error("what is left of the kernel path cannot be taken away: %s", error)
+
+    def close(self) -> None:
+        """What is being built is taken away; waits for that."""
+        if self._building is not None:
+            with contextlib.suppress(DatapathError, OSError):
+                self._building.result().discard()
+            self._building = None
+        self._thread.shutdown()

@@ -1,0 +1,39 @@
+"""Packets that the kernel loses between the programs, the daemon and the stack. It keeps count."""
+
+from __future__ import annotations
+
+from ebpfvpn.datapath import Datapath
+from ebpfvpn.netlink import Queue
+from ebpfvpn.udp import UdpSockets
+
+_REFUSED = "socket_refused"
+
+
+class Losses:
+    """In the queues of the UDP sockets since this was made, and of the TUN since that was made."""
+
+    def __init__(self, udp: UdpSockets, datapath: Datapath) -> None:
+        """When the sockets have their filters."""
+        self._udp = udp
+        self._datapath = datapath
+        self._refused = datapath.drops()[_REFUSED]
+        self._dropped = udp.dropped()
+        self._most = 0
+
+    def drops(self, queue: Queue) -> dict[str, int]:
+        """The datapath's, and by reasons of its own what was lost. `queue` is that of the TUN.
+
+        "lost_in_socket": the queue of a socket was full, or (the kernel has one count for both)
+        a UDP checksum wrong; "lost_in_tun": the TUN's queue was full; "lost_in_stack": the kernel's
+        own queue behind the TUN was, or the TUN was down.
+        """
+        # In this order: a filter counts what it refuses just before the socket does.
+        dropped = zip(self._udp.dropped(), self._dropped, strict=True)
+        counted = self._datapath.drops()
+        lost = sum((now - before) % 2**32 for now, before in dropped)
+        self._most = max(self._most, lost - (counted[_REFUSED] - self._refused))
+        return counted | {
+            "lost_in_socket": self._most,
+            "lost_in_tun": queue.tx_dropped,
+            "lost_in_stack": queue.rx_dropped,
+        }
