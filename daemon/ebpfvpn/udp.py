@@ -272,7 +272,7 @@ def _origin(
             case socket.IPPROTO_IPV6, socket.IPV6_TCLASS:
                 tos = data[0]
             case 17, 104:  # UDP_GRO
-                segment = int.from_bytes(data[:2], sys.byteorder)
+                segment = int.from_bytes(data, sys.byteorder)
     address = ip_address(source[0].partition("%")[0])
     return Endpoint(address, source[1], local, ifindex), tos, segment
 
