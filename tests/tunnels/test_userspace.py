@@ -179,15 +179,25 @@ def test_what_is_missing_is_told(what: str) -> None:
         before = traces(one)
         up(one, **how)
         up(other, **how)
+        is_in_userspace(one, reason)
         assert ping(a, INNER[1]) == ping(a, INNER6[1]) == 3
         tcp(a, b, INNER[1])
-        is_in_userspace(one, reason)  # it has been tried again, for the same reason in vain
         wait_for(lambda: devices(one) == {"lo", "under0", one.name})
         wait_for(lambda: traces(one)["pins"] == before["pins"])
         one.down()
         assert traces(one) == before
         introduce(one, other, Datapath="kernel")
         refuse(one, "Datapath = kernel cannot be", reason, command=command(one, **how))
+
+
+def test_the_same_reason_is_told_once() -> None:
+    """It is tried again, with devices of other numbers, and in vain."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other)
+        up(one, changed=NO_CLSACT)
+        first = one.show()["datapath"]["reason"]
+        wait_for(lambda: one.show()["datapath"]["reason"] != first)
+        is_in_userspace(one, "clsact on device")
 
 
 def devices(one: Node) -> set[str]:
