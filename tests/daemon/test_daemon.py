@@ -37,6 +37,9 @@ class Fakes:
     def sessions(self) -> list[Any]:
         raise self.error
 
+    def check(self) -> list[str]:
+        return []
+
     def events(self) -> list[Any]:
         return []
 
