@@ -376,6 +376,9 @@ class Paths:
                 endpoint = self._userspace.endpoint(event.peer)
                 if endpoint is not None:
                     self._kernel.set_endpoint(event.peer, endpoint)
+            elif self._kernel is not None and isinstance(event, Confirmed):
+                # It waited for its first packet when the kernel path came.
+                self._in_userspace.add(event.peer)
             found.append(event)
         return found
 
