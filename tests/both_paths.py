@@ -17,7 +17,7 @@ MODE_PARAMETERS = frozenset({"mode", "modes", "seal"})
 _PINS = "reads or breaks what is pinned"
 _PROGRAMS = "about the programs on devices"
 _ALONE = "what the programs do without a daemon"
-_RESTART = "sessions live in the daemon"
+_KILLED = "sessions that live in the daemon are gone when it is killed"
 _NO_PATH = "nothing is moved"
 _SOAK = "tools/soak runs on the kernel path"
 
@@ -36,22 +36,25 @@ KERNEL_ALONE = {
     "tunnels/test_modes.py::test_nodes_of_different_modes": _PROGRAMS,
     "tunnels/test_pinned.py::test_maps_show_fields_by_name_and_keys_in_one_place_only": _PINS,
     "tunnels/test_replay_window.py": _PINS,
-    "tunnels/test_restart.py::test_a_changed_configuration": _RESTART,
-    "tunnels/test_restart.py::test_a_file_with_an_error_changes_nothing": _RESTART,
+    "tunnels/test_restart.py::test_a_changed_configuration[AttachMode = auto]": _PROGRAMS,
+    "tunnels/test_restart.py::test_a_changed_configuration[AttachMode = generic]": _PROGRAMS,
+    "tunnels/test_restart.py::test_a_changed_configuration[AttachMode = tc]": _PROGRAMS,
+    "tunnels/test_restart.py::test_a_changed_configuration[kill_and_up]": _KILLED,
+    "tunnels/test_restart.py::test_a_file_with_an_error_changes_nothing[kill_and_up]": _KILLED,
     "tunnels/test_restart.py::test_a_new_generation_that_dies_before_it_has_sessions": _PINS,
     "tunnels/test_restart.py::test_a_start_that_fails_leaves_what_was_there": _ALONE,
     "tunnels/test_restart.py::test_an_upgrade_from_the_programs_before_these": _PROGRAMS,
     "tunnels/test_restart.py::test_an_upgrade_to_another_layout": _PROGRAMS,
-    "tunnels/test_restart.py::test_another_port": _RESTART,
-    "tunnels/test_restart.py::test_no_packet_is_lost": _RESTART,
+    "tunnels/test_restart.py::test_another_port[kill_and_up]": _KILLED,
+    "tunnels/test_restart.py::test_no_packet_is_lost[kill_and_up]": _KILLED,
     "tunnels/test_restart.py::test_other_programs_take_the_place_of_the_old_ones": _PROGRAMS,
-    "tunnels/test_restart.py::test_peers_come_and_go": _RESTART,
+    "tunnels/test_restart.py::test_peers_come_and_go[kill_and_up]": _KILLED,
     "tunnels/test_roaming.py::test_roaming_needs_no_daemon": _ALONE,
     "tunnels/test_routes.py::test_the_default_route_through_the_tunnel_does_not_catch_the_tunnel"
     "[strict]": "only programs can give what arrives the mark that strict filtering asks for",
     "tunnels/test_soak_cases.py": _SOAK,
     "tunnels/test_steps.py": _PROGRAMS,
-    "tunnels/test_supervisor.py": _RESTART,
+    "tunnels/test_supervisor.py": _KILLED,
     "tunnels/test_underlay_changes.py::test_the_attach_mode_is_shared_by_two_tunnels": _PROGRAMS,
     "tunnels/test_up_down.py::test_a_file_with_an_error": _NO_PATH,
     "tunnels/test_up_down.py::test_down_without_up": _NO_PATH,

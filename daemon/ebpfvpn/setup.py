@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -142,6 +142,9 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         _route(config, routes, fwmark)
         if before:
             routes.remove(before.networks, before.fwmark, config.networks(), fwmark)
+        if state and state.port != udp.port:
+            # Peers learn it from a new handshake.
+            left = {number: replace(one, renew=True) for number, one in left.items()}
         if found.newest and config.interface.datapath == "userspace":
             datapath.leave_kernel()
             left = {number: one.only_opening() for number, one in left.items()}
