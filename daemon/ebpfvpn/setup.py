@@ -47,6 +47,7 @@ class Interface:
     monitor: Monitor
     netlink: Netlink
     datapath: Paths
+    routes: AllowedIpRoutes
     losses: Losses
     peers: dict[int, PeerConfig]
     """By number."""
@@ -128,6 +129,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         monitor=monitor,
         netlink=netlink,
         datapath=datapath,
+        routes=routes,
         losses=losses,
         peers=peers,
         left=left,
