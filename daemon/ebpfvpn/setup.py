@@ -20,7 +20,7 @@ from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
 from ebpfvpn.datapath import DatapathError, Left
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.kernel import adoption, bpffs, features, generation
+from ebpfvpn.kernel import adoption, bpffs, features, generation, leftovers
 from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
 from ebpfvpn.kernel.datapath import KernelDatapath, shape
 from ebpfvpn.losses import Losses
@@ -150,6 +150,11 @@ def _fwmark(netlink: Netlink, config: Config, routes: AllowedIpRoutes, found: Fo
 def _find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
     """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
     known yet. DatapathError."""
+    if config.interface.datapath == "userspace":
+        if generation.directories(config.name):
+            # It would go on beside the other path.
+            leftovers.remove(netlink, config.name)
+        return NOTHING, ""
     try:
         features.require()
     except DatapathError as error:
