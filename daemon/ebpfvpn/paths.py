@@ -94,6 +94,9 @@ class Paths:
         self._poll = select.epoll()
         self._poll.register(userspace.events_fd(), select.EPOLLIN)
         if kernel is None:
+            # Those that were kept open may have the filter of an earlier daemon.
+            for sock in udp.sockets:
+                udp.accept_all(sock)
             userspace.alone(True)
         else:
             userspace.alone(False)
