@@ -22,6 +22,7 @@ Table = Literal["auto", "off"] | int
 
 _FIRST_FREE_TABLE = 51820  # wg-quick's
 _FIB_RULE_INVERT = 2
+_STRICT = 1
 
 
 class AllowedIpRoutes:
@@ -40,6 +41,17 @@ class AllowedIpRoutes:
     def fwmark_needed(self, networks: Iterable[Network]) -> bool:
         """Whether `add` needs a mark: there is a default route, and Table is "auto"."""
         return self._table == "auto" and any(n.prefixlen == 0 for n in networks)
+
+    def filtered(self, networks: Iterable[Network]) -> bool:
+        """Whether a device filters strictly by the reverse path, which is the tunnel itself if that
+        has a default route: then nothing comes from its endpoints, unless a program of the kernel
+        path marks it."""
+        if not any(self._is_default(n) and n.version == 4 for n in networks):
+            return False
+        conf = Path("/proc/sys/net/ipv4/conf")
+        modes = {path.parent.name: int(path.read_text()) for path in conf.glob("*/rp_filter")}
+        others = modes.keys() - {"all", "default", "lo", socket.if_indextoname(self._ifindex)}
+        return any(max(modes[name], modes["all"]) == _STRICT for name in others)
 
     def add(self, networks: Iterable[Network], fwmark: int) -> None:
         """`fwmark` is what the tunnel's own packets bear; see `free_table`. What an earlier daemon

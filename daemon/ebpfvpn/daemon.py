@@ -171,6 +171,7 @@ class Daemon:
             chosen = self.datapath.describe()
             log.info("%s: port %d, MTU %d, path %s (%s)", self.config.name, self.interface.udp.port,
                      self.interface.mtu, chosen["path"], chosen["reason"])  # fmt: skip
+            self._warn_of_filtering()
             ready()
             handover.ready(self.interface.descriptors())
             try:
@@ -294,11 +295,20 @@ class Daemon:
     def _path_changed(self, event: PathChanged) -> None:
         if event.sealing_lost:
             peers = self.device.sealing_lost(now())
+            self._warn_of_filtering()
         else:
             peers = [n for n in self.interface.peers if self.device.has_session(n, now())]
         for sock in self.interface.udp.sockets:
             self._loop.call_soon(self._udp_readable, sock)
         self._renew(peers)
+
+    def _warn_of_filtering(self) -> None:
+        in_userspace = self.datapath.describe()["path"] == "userspace"
+        if in_userspace and self.interface.routes.filtered(self.config.networks()):
+            log.warning(
+                "strict reverse path filtering may drop what comes from endpoints, for there is a "
+                "default route into the tunnel: sysctl net.ipv4.conf.all.rp_filter=2"
+            )
 
     def _network_readable(self) -> None:
         changed = self.interface.monitor.read()

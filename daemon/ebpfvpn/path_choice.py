@@ -36,6 +36,8 @@ class Made:
 def find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
     """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
     known yet. DatapathError."""
+    if config.interface.datapath == "userspace" and not generation.directories(config.name):
+        return NOTHING, ""
     try:
         features.require()
     except DatapathError as error:

@@ -91,6 +91,9 @@ class Paths:
             self._take_front(kernel)
         else:
             self._joined = set(udp.sockets)
+            # Those that were kept open may have the filter of an earlier daemon.
+            for sock in udp.sockets:
+                udp.accept_all(sock)
 
     def _take_front(self, kernel: KernelDatapath) -> None:
         self._kernel = kernel

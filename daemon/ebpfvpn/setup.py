@@ -55,6 +55,7 @@ class Interface:
     monitor: Monitor
     netlink: Netlink
     datapath: Paths
+    routes: AllowedIpRoutes
     losses: Losses
     peers: dict[int, PeerConfig]
     """By number."""
@@ -157,6 +158,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         monitor=monitor,
         netlink=netlink,
         datapath=datapath,
+        routes=routes,
         losses=losses,
         peers=peers,
         left=left,

@@ -8,7 +8,18 @@ from collections.abc import Iterator
 import pytest
 
 from netns import Namespace, address, namespace
-from tunnels.nodes import INNER, INNER6, OUTER, PORT, Node, connect, endpoint, node, underlay
+from tunnels.nodes import (
+    INNER,
+    INNER6,
+    OUTER,
+    PORT,
+    Node,
+    connect,
+    endpoint,
+    node,
+    underlay,
+    wait_for,
+)
 from tunnels.traffic import ping, tcp
 
 FAR = "203.0.113.9"
@@ -65,6 +76,23 @@ def test_the_default_route_through_the_tunnel_does_not_catch_the_tunnel(
         assert status["peers"][0]["tx_packets"] < 20_000
         one.down()
         assert "under0" in a.run("ip", "route", "get", FAR)
+
+
+@pytest.mark.parametrize("strict", ["all", "under0", ""])
+def test_a_filter_that_lets_no_answer_through_is_told(strict: str) -> None:
+    with behind_a_router() as (a, _, one, other):
+        for device in ("all", "under0"):
+            mode = 1 if device == strict else 0
+            a.run("sysctl", "-qw", f"net.ipv4.conf.{device}.rp_filter={mode}")
+        one.configure(
+            {"Address": f"{INNER[0]}/24", "Datapath": "userspace"},
+            [other.peer("0.0.0.0/0", endpoint=endpoint(FAR_OUTER))],
+        )
+        one.up()
+        assert one.log().count("rp_filter=2") == bool(strict)
+        assert ping(a, INNER[1], 1) == (0 if strict else 1)
+        a.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2")  # what it says
+        wait_for(lambda: ping(a, INNER[1]) == 3)
 
 
 @pytest.mark.parametrize("mode", ["native", "tc"])

@@ -246,3 +246,27 @@ def test_kernels_without_offloads(changed: str) -> None:
         for each in (one, other):
             up(each, changed=changed)
         carries_everything(one, other)
+
+
+@pytest.mark.parametrize("way", ["restart", "kill"])
+def test_from_one_path_to_the_other_and_back(way: str) -> None:
+    """Nothing of the kernel path goes on beside the other one."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="userspace")
+        before = traces(one)
+        other.up()
+        one.up()
+        for path in ("kernel", "userspace", "kernel"):
+            introduce(one, other, Datapath=path)
+            if way == "restart":
+                one.restart()
+            else:
+                one.kill()
+                one.up()
+            assert one.show()["datapath"]["path"] == path
+            assert bool(traces(one)["pins"]) == (path == "kernel")
+            assert (devices(one) == {"lo", "under0", one.name}) == (path == "userspace")
+            assert ping(a, INNER[1]) == ping(b, INNER[0]) == 3
+            tcp(a, b, INNER[1])
+        one.down()
+        assert traces(one) == before
