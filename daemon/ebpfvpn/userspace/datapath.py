@@ -11,11 +11,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
 from struct import Struct
 
 from ebpfvpn import virtio_net, wire
-from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
     Event,
@@ -36,18 +34,16 @@ from ebpfvpn.userspace.gro import Gro
 from ebpfvpn.userspace.gso import GsoError, Packet
 from ebpfvpn.userspace.open import Message, Opening
 from ebpfvpn.userspace.peer import Peer
+from ebpfvpn.userspace.peers import Network, Peers
 from ebpfvpn.userspace.seal import KEEPALIVE, Sealing
 from ebpfvpn.userspace.session import Session
 from ebpfvpn.userspace.state import PeerState, pack_endpoint, unpack_endpoint
-
-Network = IPv4Network | IPv6Network
 
 _READS = 256
 _ARRIVALS = 64
 """What is read at once, so that other work gets its turn."""
 _MOST_WAITING = 4096
 """Arrivals in a socket's buffer. Under a flood there is no end of them."""
-_MOST_CACHED = 16_384
 _PADDING = bytes(wire.PADDING)
 _TOGETHER = 64
 """Packets that are sealed together."""
@@ -77,11 +73,7 @@ class UserspaceDatapath:
         self._mtu = mtu
         self._rekey_after_messages = rekey_after_messages
         self._replay_window = replay_window
-        self._peers: dict[int, Peer] = {}
-        self._allowed_ips = AllowedIps()
-        self._by_address: dict[bytes, Peer | None] = {}
-        self._networks: dict[int, set[Network]] = {}
-        self._owners: dict[Network, int] = {}
+        self._peers = Peers()
         self._sessions: dict[int, Session] = {}
         self._drops = Counter(dict.fromkeys((*REASONS, *OWN_REASONS), 0))
         self._events: list[Event] = []
@@ -89,7 +81,7 @@ class UserspaceDatapath:
         self._gro = Gro(tun)
         self._sealing = Sealing(mtu, self._drops, self._events)
         self._opening = Opening(
-            self._sessions, self._peer_of, self._roam, self._gro, self._drops, self._events
+            self._sessions, self._peers.of_address, self._roam, self._gro, self._drops, self._events
         )
         self._inner = bytearray(virtio_net.MOST + wire.PADDING)
         self._outer = bytearray(MOST)
@@ -227,23 +219,10 @@ class UserspaceDatapath:
         """Of a packet behind its virtio-net header, on its way out."""
         version = buffer[_START] >> 4
         if version == 4 and length >= 20:
-            return self._peer_of(_DESTINATION4.unpack_from(buffer)[0])
+            return self._peers.of_address(_DESTINATION4.unpack_from(buffer)[0])
         if version == 6 and length >= 40:
-            return self._peer_of(_DESTINATION6.unpack_from(buffer)[0])
+            return self._peers.of_address(_DESTINATION6.unpack_from(buffer)[0])
         return None
-
-    def _peer_of(self, address: bytes) -> Peer | None:
-        """Whose allowed-ips hold it."""
-        try:
-            return self._by_address[address]
-        except KeyError:
-            pass
-        if len(self._by_address) >= _MOST_CACHED:
-            self._by_address.clear()
-        number = self._allowed_ips.lookup(ip_address(address))
-        found = None if number is None else self._peers.get(number)
-        self._by_address[address] = found
-        return found
 
     def _roam(self, peer: Peer, source: Endpoint) -> None:
         self._set_endpoint(peer, source)
@@ -261,30 +240,15 @@ class UserspaceDatapath:
         pass
 
     def add_peer(self, peer: int, public_key: bytes) -> None:
-        self._peers[peer] = Peer(peer, public_key)
-        self._networks[peer] = set()
+        self._peers.add(Peer(peer, public_key))
 
     def remove_peer(self, peer: int) -> None:
-        found = self._peers.pop(peer)
+        found = self._peers.remove(peer)
         for index in [i for i, session in self._sessions.items() if session.peer is found]:
             self.retire(index)
-        self.set_allowed_ips(peer, ())
-        del self._networks[peer]
 
     def set_allowed_ips(self, peer: int, networks: Iterable[Network]) -> None:
-        wanted, had = set(networks), self._networks[peer]
-        if had - wanted:
-            self._allowed_ips.remove_peer(peer)
-            for network in had:
-                del self._owners[network]
-            had = set()
-        for network in wanted - had:
-            self._allowed_ips.insert(network, peer)
-            if (owner := self._owners.get(network)) is not None:
-                self._networks[owner].discard(network)
-            self._owners[network] = peer
-        self._networks[peer] = wanted
-        self._by_address.clear()
+        self._peers.set_allowed_ips(peer, networks)
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
         self._set_endpoint(self._peers[peer], endpoint)
@@ -339,8 +303,7 @@ class UserspaceDatapath:
     def restore(self, state: PeerState) -> Left:
         """Adds a peer as it was in the process before."""
         peer = Peer(state.number, bytes.fromhex(state.public_key))
-        self._peers[peer.number] = peer
-        self._networks[peer.number] = set()
+        self._peers.add(peer)
         peer.count_from(state.traffic)
         known = {}
         for one in state.sessions:
