@@ -103,6 +103,9 @@ class FakeUdp(UdpSockets):
     def segments(self) -> bool:
         return True
 
+    def accept_all(self, sock: socket.socket) -> None:
+        pass
+
     def joins(self, sock: socket.socket) -> bool:
         return self.joined
 
