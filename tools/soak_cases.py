@@ -27,6 +27,8 @@ SMALL_WINDOW = 128
 LEAST_JUMPS = 5
 COPIES = 3
 RESTART_EVERY = 4.0
+LONGEST_RESTART = 2.0
+"""Seconds in which nobody reads the TUN device, at most."""
 DEAD = 1.0
 """Seconds without any daemon after kill -9."""
 
@@ -157,8 +159,12 @@ def half_handshakes(here: RelayLab, options: Options) -> Result:
 
 def restart(here: RelayLab, options: Options) -> Result:
     """`ebpfvpn restart`, and kill -9 with `ebpfvpn up` a second later, by turns and at every end of
-    ours: nothing lost, and rekeys go on."""
+    ours: nothing lost, and rekeys go on. In userspace only the restarts, where packets wait on the
+    TUN device meanwhile."""
+    in_userspace = options.datapath == "userspace"
     keys = {"RekeyAfterTime": 2 * REKEY_SECONDS}
+    if in_userspace:
+        keys["TxQueueLen"] = max(1000, int(options.rate * LONGEST_RESTART))
     run = Run(here, "restart", options, keys, keys)
     run.tunnel.up()
     run.start()
@@ -166,9 +172,7 @@ def restart(here: RelayLab, options: Options) -> Result:
     begin = time.monotonic()
     restarts = kills = 0
     count = max(2 * len(ends), int(options.seconds / RESTART_EVERY))
-    # With the daemon go the sessions that live in it.
-    crashes = options.datapath != "userspace"
-    for end, crash in islice(_turns(ends, crashes), count):
+    for end, crash in islice(_turns(ends, crashes=not in_userspace), count):
         pause = RESTART_EVERY * (restarts + kills + 1) - (time.monotonic() - begin)
         time.sleep(max(0.0, pause))
         before = end.status()["started"]
@@ -185,8 +189,11 @@ def restart(here: RelayLab, options: Options) -> Result:
     time.sleep(1)
     result = run.finish()
     result.notes.append(f"{restarts} restarts, {kills} kills")
-    if not crashes:
-        result.notes.append("no kill: sessions in userspace do not outlive the daemon")
+    if in_userspace:
+        result.notes.append(
+            "no kill: sessions in userspace do not outlive the daemon; "
+            f"TxQueueLen = {keys['TxQueueLen']}"
+        )
     result.expect_nothing_lost()
     result.expect_nothing_twice()
     return result
