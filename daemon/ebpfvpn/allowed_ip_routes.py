@@ -112,6 +112,20 @@ class AllowedIpRoutes:
                                     FRA_PROTOCOL=PROTOCOL)  # fmt: skip
 
 
+def remove_orphaned_rules(netlink: Netlink) -> None:
+    """Those of tunnels whose device is gone, and with it the routes that they led to: a daemon was
+    killed that moved the packets itself."""
+    for family in FAMILIES:
+        marks = {
+            rule.get_attr("FRA_FWMARK")
+            for rule in netlink.request("get_rules", family=family)
+            if rule.get_attr("FRA_PROTOCOL") == PROTOCOL
+        }
+        # A start makes the route before the rules.
+        for fwmark in marks - _tables(netlink, family) if marks else ():
+            AllowedIpRoutes.remove_rules(netlink, fwmark, (family,))
+
+
 def _rules(netlink: Netlink, family: int, fwmark: int) -> list[int]:
     """Priorities of a tunnel's rules."""
     return [
@@ -124,12 +138,16 @@ def _rules(netlink: Netlink, family: int, fwmark: int) -> list[int]:
 def free_table(netlink: Netlink) -> int:
     """The first routing table from 51820 on that is empty: a mark and table for default routes
     where none is configured."""
-    used = {
-        message.get_attr("RTA_TABLE") or message["table"]
-        for family in FAMILIES
-        for message in netlink.request("get_routes", family=family)
-    }
+    used = set().union(*(_tables(netlink, family) for family in FAMILIES))
     table = _FIRST_FREE_TABLE
     while table in used:
         table += 1
     return table
+
+
+def _tables(netlink: Netlink, family: int) -> set[int]:
+    """Those that are not empty."""
+    return {
+        message.get_attr("RTA_TABLE") or message["table"]
+        for message in netlink.request("get_routes", family=family)
+    }

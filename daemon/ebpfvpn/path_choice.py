@@ -57,7 +57,7 @@ def choose(made: Made, found: Found, missing: str, state: Sequence[PeerState]) -
                 raise DatapathError(missing)
             kernel = _build(made, found)
             reason = "first choice" if interface.datapath == "auto" else reason
-        except DatapathError as error:
+        except (DatapathError, OSError) as error:
             if interface.datapath == "kernel":
                 raise DatapathError(f"Datapath = kernel cannot be: {error}") from None
             # The pinned programs would go on beside the other path.

@@ -10,6 +10,7 @@ the old ones are opened here until they are over.
 from __future__ import annotations
 
 import logging
+import re
 import select
 import socket
 from collections import Counter
@@ -149,7 +150,7 @@ class Paths:
         try:
             kernel = self._builder.poll(self._add_peers)
         except (DatapathError, OSError) as error:
-            if str(error) != self._reason:
+            if _without_numbers(str(error)) != _without_numbers(self._reason):
                 log.warning("still in userspace: %s", error)
             self._reason = str(error)
         else:
@@ -375,6 +376,9 @@ class Paths:
                 endpoint = self._userspace.endpoint(event.peer)
                 if endpoint is not None:
                     self._kernel.set_endpoint(event.peer, endpoint)
+            elif self._kernel is not None and isinstance(event, Confirmed):
+                # It waited for its first packet when the kernel path came.
+                self._in_userspace.add(event.peer)
             found.append(event)
         return found
 
@@ -404,3 +408,8 @@ def _joined(front: Left, here: Left) -> Left:
     return replace(
         front, current=current, next=following, others=[*others, *front.others, *here.others]
     )
+
+
+def _without_numbers(reason: str) -> str:
+    """Each try has devices of its own: their numbers are no news."""
+    return re.sub(r"\d+", "", reason)

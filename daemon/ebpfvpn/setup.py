@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -21,7 +21,7 @@ from ipaddress import (
 from pathlib import Path
 
 from ebpfvpn import handover, path_choice, underlay
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table, remove_orphaned_rules
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
 from ebpfvpn.datapath import Left
@@ -110,6 +110,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     before = _before(found, state)
     tun = _tun(netlink, config.name, kept.pop(_TUN, None), goes_on=before is not None)
     undo.callback(tun.close)
+    remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
     fwmark = _fwmark(netlink, config, routes, before)
     port = config.interface.listen_port or (before.port if before else 0)
@@ -141,6 +142,9 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         _route(config, routes, fwmark)
         if before:
             routes.remove(before.networks, before.fwmark, config.networks(), fwmark)
+        if state and state.port != udp.port:
+            # Peers learn it from a new handshake.
+            left = {number: replace(one, renew=True) for number, one in left.items()}
         if found.newest and config.interface.datapath == "userspace":
             datapath.leave_kernel()
             left = {number: one.only_opening() for number, one in left.items()}

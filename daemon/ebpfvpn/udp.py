@@ -144,6 +144,15 @@ class UdpSockets:
         except OSError:
             return False
 
+    def segments(self) -> bool:
+        """Whether the kernel knows UDP_SEGMENT (see Destination.send). An older one pays no heed to
+        it, and sends one long message."""
+        try:
+            self.sockets[0].getsockopt(_SOL_UDP, _UDP_SEGMENT)
+        except OSError:
+            return False
+        return True
+
     def accept_all(self, sock: socket.socket) -> None:
         """Takes the filter off that Datapath.accept_only_messages put on."""
         with contextlib.suppress(OSError):
@@ -263,7 +272,7 @@ def _origin(
             case socket.IPPROTO_IPV6, socket.IPV6_TCLASS:
                 tos = data[0]
             case 17, 104:  # UDP_GRO
-                segment = int.from_bytes(data[:2], sys.byteorder)
+                segment = int.from_bytes(data, sys.byteorder)
     address = ip_address(source[0].partition("%")[0])
     return Endpoint(address, source[1], local, ifindex), tos, segment
 

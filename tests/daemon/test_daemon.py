@@ -34,11 +34,11 @@ class Fakes:
     def install(self, *_: object, **__: object) -> None:
         raise self.error
 
-    def check(self) -> list[str]:
-        return []
-
     def sessions(self) -> list[Any]:
         raise self.error
+
+    def check(self) -> list[str]:
+        return []
 
     def events(self) -> list[Any]:
         return []

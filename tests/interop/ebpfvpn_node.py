@@ -8,19 +8,21 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+from both_paths import in_userspace
 from ebpfvpn.show import PeerStatus, Status
 from lab import EBPFVPN
 from netns import Namespace
 
 
 class EbpfvpnNode:
-    """One interface. `configuration` is a wg-quick file's text. A context manager: brings the
-    tunnel up on the way in and takes it down on the way out."""
+    """One interface. `configuration` is a wg-quick file's text, which says nothing of a path. A
+    context manager: brings the tunnel up on the way in and takes it down on the way out."""
 
     def __init__(self, ns: Namespace, interface: str, configuration: str) -> None:
         self.ns = ns
         self.interface = interface
-        self.configuration = configuration
+        path = "#! Datapath = userspace\n" if in_userspace() else ""
+        self.configuration = configuration.replace("[Interface]\n", f"[Interface]\n{path}")
 
     def __enter__(self) -> EbpfvpnNode:
         self.start()
@@ -57,3 +59,10 @@ class EbpfvpnNode:
     def peer(self, public_key: str) -> PeerStatus:
         """Of the status."""
         return next(p for p in self.status()["peers"] if p["public_key"] == public_key)
+
+
+def nothing_failed(status: Status) -> None:
+    """No packet was lost by what should never happen."""
+    own = ("send_failed", "stack_refused") if in_userspace() else ("helper_failed",)
+    for reason in ("bad_tag", "malformed_inner", "source_not_allowed", *own):
+        assert status["drops"][reason] == 0, reason

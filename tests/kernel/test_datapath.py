@@ -1,4 +1,5 @@
-"""KernelDatapath: two of them carry packets between namespaces; what the maps say then."""
+"""KernelDatapath: two of them carry packets between namespaces; what the maps say then. What it
+has in common with the other datapath is in tests/datapaths."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ import pytest
 from ebpfvpn.datapath import Confirmed, Event, Roamed
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import layout
-from ebpfvpn.kernel.attach import ATTACH_MODES, AttachMode
+from ebpfvpn.kernel.attach import AttachMode
 from ebpfvpn.kernel.bpffs import pin_directory
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.keypair import Keypair, Session
-from kernel.nodes import INNER, OUTER, OUTER6, PEER, PORT, Node, node, read, two_nodes, wait_for
+from kernel.nodes import INNER, OUTER, OUTER6, PEER, PORT, Node, node, two_nodes, wait_for
 from netns import namespace
 
 
@@ -35,35 +36,6 @@ def events(of: Node, seconds: float = 5.0) -> list[Event]:
 
 def pinned(of: Node, name: str) -> Map:
     return Map.pinned(pin_directory(of.name) / name)
-
-
-@pytest.mark.parametrize("outer", [OUTER, OUTER6], ids=["over4", "over6"])
-@pytest.mark.parametrize("mode", ATTACH_MODES)
-def test_ping(mode: AttachMode, outer: tuple[str, str]) -> None:
-    with two_nodes(mode=mode, outer=outer) as (one, other):
-        ping(one, "10.66.0.2")
-        ping(one, "fd66::2")
-        ping(other, "10.66.0.1", "-s", "1300")
-        sent, received = one.datapath.traffic()[PEER], other.datapath.traffic()[PEER]
-        assert sent.tx_packets == received.rx_packets == 15
-        assert sent.tx_bytes == received.rx_bytes
-        assert not {k: v for k, v in one.datapath.drops().items() if v and "pass" not in k}
-
-
-def test_send_in_order_and_keepalive() -> None:
-    with two_nodes() as (one, other):
-        one.datapath.send(PEER, [b""])
-        wait_for(lambda: other.datapath.traffic()[PEER].rx_packets == 1)
-        told = other.datapath.traffic()[PEER]
-        assert told.last_received > 0.0
-        assert told.last_data_received == 0.0
-        assert told.rx_bytes == 32
-        echo = other.datapath.traffic()[PEER]
-        assert echo.unacknowledged_since == 0.0
-        one.datapath.send(PEER, [udp_packet(i) for i in range(5)])
-        wait_for(lambda: other.datapath.traffic()[PEER].rx_packets == 6)
-        assert one.datapath.drops()["daemon_send_failed"] == 0
-        assert one.datapath.sessions()[0].send_counter == 6
 
 
 def udp_packet(number: int) -> bytes:
@@ -105,22 +77,6 @@ def test_seal_in_xdp_runs_in_threads(mode: AttachMode, threads: str) -> None:
         assert ns.run("unshare", "--mount", "sh", "-c", read).strip() == threads
 
 
-def test_confirmation_by_first_packet() -> None:
-    with two_nodes() as (one, other):
-        keys = secrets.token_bytes(32), secrets.token_bytes(32)
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        responder = Keypair(Session(500, 501, False, now), keys[0], keys[1])
-        other.datapath.install(PEER, responder, confirmed=False)
-        ping(one, "10.66.0.2")  # still the old session
-        assert Confirmed(PEER, 500) not in events(other)
-        initiator = Keypair(Session(501, 500, True, now), keys[1], keys[0])
-        one.datapath.install(PEER, initiator, confirmed=True)
-        ping(one, "10.66.0.2")
-        assert Confirmed(PEER, 500) in events(other)
-        counters = {s.session.local_index: s.send_counter for s in other.datapath.sessions()}
-        assert counters[500] == 5
-
-
 def test_a_confirmed_session_puts_an_unconfirmed_one_out_of_the_way() -> None:
     """As in Linux: it opens what still comes, but its first packet makes it no sealer."""
     with two_nodes() as (one, other):
@@ -156,19 +112,6 @@ def test_retired_session_is_forgotten_with_its_keys() -> None:
         one.ns.run("ping", "-c", "1", "-W", "0.2", "10.66.0.2", check=False)
         assert one.datapath.drops()["pass_no_usable_session"] >= 1
         assert other.datapath.traffic()[PEER].rx_packets == before
-
-
-def test_not_usable_goes_to_the_daemon() -> None:
-    with two_nodes() as (one, _):
-        one.datapath.set_usable(PEER, False)
-        while read(one.tun):
-            pass
-        one.ns.run("ping", "-c", "1", "-W", "0.1", "10.66.0.2", check=False)
-        packet = read(one.tun)
-        assert packet is not None
-        assert packet[16:20] == ip_address("10.66.0.2").packed
-        one.datapath.set_usable(PEER, True)
-        ping(one, "10.66.0.2")
 
 
 def test_remove_peer_leaves_nothing_of_it() -> None:
@@ -223,19 +166,6 @@ def test_reinjected_message_is_opened(outer: tuple[str, str]) -> None:
         assert other.datapath.endpoint(PEER) == source
         other.datapath.reinject(message, source, 0)
         wait_for(lambda: other.datapath.drops()["replayed"] == 1)
-
-
-def test_limits_of_the_path_are_told() -> None:
-    with two_nodes() as (one, _):
-        peers = pinned(one, "peers")
-
-        def max_inner() -> int:
-            one.ns.call(one.datapath.network_changed)
-            return int(layout.Peer.from_buffer_copy(peers.items()[0][1]).max_inner)
-
-        assert max_inner() == 0  # 1420 fits
-        one.ns.run("ip", "link", "set", "under0", "mtu", "1400")
-        assert max_inner() == (1400 - 60) // 16 * 16
 
 
 def test_bpftool_shows_fields_by_name() -> None:

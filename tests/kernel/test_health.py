@@ -239,3 +239,12 @@ def test_down_finds_what_is_attached_without_pins(pair: tuple[Node, Node]) -> No
     assert segmenter_ends(one.ns) == []
     assert "xdp" not in one.ns.run("ip", "link", "show", "under0")
     assert "clsact" not in one.ns.run("tc", "qdisc", "show", "dev", "under0")
+
+
+def test_the_tun_device_is_elsewhere(pair: tuple[Node, Node]) -> None:
+    one, _ = pair
+    with namespace() as elsewhere:
+        one.ns.run("ip", "link", "set", one.name, "netns", elsewhere.name)
+        with pytest.raises(DatapathError, match="has left this network namespace"):
+            check(one)
+        elsewhere.run("ip", "link", "set", one.name, "netns", one.ns.name)

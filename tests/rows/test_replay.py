@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebpfvpn.kernel import window as kernel_window
+from ebpfvpn.kernel.layout import number
+from ebpfvpn.userspace.replay_window import ReplayWindow
+from ebpfvpn.userspace.replay_window import Verdict as Seen
 from rows import replay_rows
 from rows.at_once import at_once
 from rows.packets import ethernet, ipv4, pad
@@ -119,6 +123,31 @@ def compare(window: Window, start: int, steps: list[int]) -> None:
         counter = max(model.received + step, 0)
         assert window.take(counter) == model.take(counter), counter
     assert window.counts() == model.counts()
+
+
+@given(data=st.data(), start=replay_rows.STARTS)
+@settings(max_examples=20, deadline=None, database=None)
+def test_nothing_is_taken_twice_nor_lost_when_handed_over(
+    sized: tuple[Tunnel, int], data: st.DataObject, start: int
+) -> None:
+    """To the userspace path, which goes on with the window as the programs left it."""
+    tunnel, size = sized
+    window, model = Opened(tunnel, "open_tc", size), Model(size)
+    model.start(start)
+    window.start(start)
+    for step in data.draw(replay_rows.steps(size)):
+        counter = max(model.received + step, 0)
+        assert window.take(counter) == model.take(counter)
+    ring = tunnel.loaded.maps["windows"].lookup(number(LOCAL_INDEX))
+    assert ring is not None
+    highest = tunnel.session().receive_highest
+    handed = ReplayWindow(size, highest, *kernel_window.seen(ring, highest))
+    edge = max(highest - size - 70, 0)
+    for counter in [*range(edge, edge + 140), *range(max(highest - 140, 0), highest + 3)]:
+        is_new = handed.check(counter) is Seen.NEW
+        assert is_new == (model.take(counter) == NEW), counter
+        if is_new:
+            handed.accept(counter)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

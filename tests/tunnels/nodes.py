@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from both_paths import in_userspace
 from ebpfvpn import keys
 from netns import Namespace, address, namespace, veth
 
@@ -72,7 +73,8 @@ class Node:
         self, interface: Mapping[str, object], peers: Sequence[Mapping[str, object]]
     ) -> None:
         """Writes the file; `interface` needs no PrivateKey. Our own keys become `#!` lines."""
-        lines = _section("Interface", {"PrivateKey": self.private_key} | dict(interface))
+        path = {"Datapath": "userspace"} if in_userspace() else {}
+        lines = _section("Interface", {"PrivateKey": self.private_key} | path | dict(interface))
         for peer in peers:
             lines += _section("Peer", peer)
         with open(self.path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
@@ -124,6 +126,17 @@ class Node:
         assert done.returncode == 0, done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
         return status
+
+    def failures(self) -> int:
+        """Packets that a path lost by what should never happen to it."""
+        status = self.show()
+        userspace = status["datapath"]["path"] == "userspace"
+        reasons = ("send_failed", "stack_refused") if userspace else ("helper_failed",)
+        return sum(status["drops"][reason] for reason in reasons)
+
+    def devices(self) -> dict[str, str]:
+        """By which underlay devices packets are opened, and how; in userspace there are none."""
+        return {each["name"]: each["open"] for each in self.show()["datapath"]["devices"]}
 
     def device(self, name: str = "under0") -> dict[str, str]:
         """What `show` says of an underlay device."""

@@ -209,15 +209,18 @@ SEGMENTER: list[tuple[str, Callable[[Node], str], int]] = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["native", "tc"])
 @pytest.mark.parametrize(
-    ("command", "at_most"), [row[1:] for row in SEGMENTER], ids=[row[0] for row in SEGMENTER]
+    ("mode", "command", "at_most"),
+    [
+        pytest.param(mode, *row[1:], id=f"{mode}-{row[0]}")
+        for mode in ("native", "tc")
+        for row in SEGMENTER
+        if (mode, row[0]) != ("tc", "xdp")  # it has none
+    ],
 )
 def test_the_segmenter_is_damaged(mode: str, command: Callable[[Node], str], at_most: int) -> None:
     with pair(AttachMode=mode) as (one, other):
         assert ping(one.ns, INNER[1]) == 3
-        if mode == "tc" and "xdp" in command(other):
-            pytest.skip("it has none")
         with damaged(one, other, at_most):
             run(other, command(other))
         assert said(other, "segmenter: ") == 1

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ebpfvpn import keys
+from ebpfvpn.userspace.datapath import OWN_REASONS
 from tunnels.nodes import INNER, INNER6, OUTER, PORT, pair
 from tunnels.traffic import ping
 
-COUNTED_ELSEWHERE = {"daemon_send_failed", "lost_in_socket", "lost_in_tun", "lost_in_stack"}
+COUNTED_ELSEWHERE = {
+    "daemon_send_failed",
+    "lost_in_socket",
+    "lost_in_stack",
+    "lost_in_tun",
+    *OWN_REASONS,
+}
 """Not by the programs."""
 BPFTOOL = shutil.which("bpftool", path="/usr/sbin:/sbin:/usr/bin") or "bpftool"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from both_paths import in_userspace
 from tunnels.nodes import INNER, Node, introduce, node, underlay, wait_for
 from tunnels.traffic import Numbered, ping
 
@@ -28,7 +29,7 @@ def test_a_number_of_messages_calls_for_new_keys() -> None:
 
 def test_nothing_is_lost_or_doubled_by_a_rekey() -> None:
     """One node in XDP, one in tc, so that both seal and both open."""
-    seconds = 16
+    seconds = 12 if in_userspace() else 16
     with underlay() as (a, b), node(a) as one, node(b) as other:
         for here, mode in ((one, "native"), (other, "tc")):
             introduce(one, other, AttachMode=mode, RekeyAfterTime=5)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from both_paths import in_userspace
 from ebpfvpn import keys
 from ebpfvpn.kernel import hooks, layout
 from ebpfvpn.kernel.map import Map
@@ -257,7 +258,8 @@ def test_another_port(way: Callable[[Node], None]) -> None:
             replace(one, f"ListenPort = {PORT}", f"ListenPort = {PORT + 1}")
             way(one)
             back.wait_for_more(300)
-        assert len(back.lost) < 300
+        # In userspace nobody is there while the next daemon starts.
+        assert len(back.lost) < (1500 if in_userspace() else 300)
         assert one.show()["listen_port"] == PORT + 1
         assert other.show()["peers"][0]["endpoint"] == endpoint(OUTER[0], PORT + 1)
         assert ping(one.ns, INNER[1]) == ping(other.ns, INNER6[0]) == 3

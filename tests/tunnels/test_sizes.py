@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from both_paths import in_userspace
 from netns import address, namespace
 from tunnels.nodes import (
     INNER,
@@ -41,16 +42,18 @@ def test_the_mtu_follows_the_underlay(mtu: int) -> None:
         for inner in (INNER, INNER6):
             tcp(one.ns, other.ns, inner[1])
             tcp(other.ns, one.ns, inner[0])
-        device = one.device()
-        if mtu == 9001:
+        if in_userspace():
+            assert one.devices() == {}
+        elif mtu == 9001:
+            device = one.device()
             assert device["open"] in ("generic", "tc")
             assert device["seal"] == "tc"
             assert "native XDP refused" in device["reason"]
             assert "MTU" in device["reason"]
         else:
-            assert (device["open"], device["seal"]) == ("native", "xdp")
-        assert one.show()["drops"]["helper_failed"] == 0
-        assert other.show()["drops"]["helper_failed"] == 0
+            assert (one.device()["open"], one.device()["seal"]) == ("native", "xdp")
+        assert one.failures() == 0
+        assert other.failures() == 0
 
 
 @pytest.mark.parametrize("mode", ["native", "tc"])
@@ -66,7 +69,7 @@ def test_every_length(mode: str, outer: tuple[str, str]) -> None:
             assert far.recv(2000) == message
         near.close()
         far.close()
-        assert one.show()["drops"]["helper_failed"] == 0
+        assert one.failures() == 0
 
 
 def narrow(one: Node, other: Node, mode: str, outer: tuple[str, str] = OUTER) -> int:
@@ -185,6 +188,7 @@ def test_outer_fragments_are_delivered(mode: str) -> None:
         with Numbered(a, b, INNER[1], rate=300, size=1300) as flow:
             flow.wait_for_more(300)
         assert (flow.lost, flow.duplicates) == ([], [])
-        assert other.show()["daemon"]["reinjected"] >= 300
-        assert other.show()["drops"]["pass_fragment"] >= 300
+        if not in_userspace():
+            assert other.show()["daemon"]["reinjected"] >= 300
+            assert other.show()["drops"]["pass_fragment"] >= 300
         tcp(a, b, INNER[1], 2 << 20)

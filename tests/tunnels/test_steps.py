@@ -55,16 +55,18 @@ def test_another_takes_the_place_of_ours_and_leaves_it(foreign: str) -> None:
 
 
 def test_an_exact_mode_repairs_itself_alone(foreign: str) -> None:
+    """Another mode is no choice, so that packets need another path while it is taken."""
     with pair(AttachMode="native") as (one, other):
         gro(one, other)
         assert ping(one.ns, INNER[1]) == 3
-        with damaged(one, other, 0, lines=(2, 2)):
-            run(other, f"ip -force link set dev under0 xdpdrv {foreign}")
-            wait_for(lambda: other.device()["open"] == "socket")
-            wait_for(lambda: said(other, "no device takes a program: under0: native XDP refused"))
-            run(other, "ip link set dev under0 xdp off")
+        run(other, f"ip -force link set dev under0 xdpdrv {foreign}")
+        wait_for(lambda: other.show()["datapath"]["path"] == "userspace")
+        assert said(other, "no device takes a program: under0: native XDP refused")
+        assert ping(one.ns, INNER[1]) == 3
+        run(other, "ip link set dev under0 xdp off")
+        wait_for(lambda: other.show()["datapath"]["path"] == "kernel", 30)
+        assert ping(one.ns, INNER[1]) == 3
         assert other.device()["open"] == "native"
-        assert said(other, "no device takes a program") == 1
 
 
 def test_native_is_tried_again_when_the_device_has_changed() -> None:
@@ -172,8 +174,8 @@ def test_a_device_that_is_replaced() -> None:
             assert said(each, "under0: it was gone, and is attached again: native") == 1
 
 
-def test_the_tun_device_leaves_or_is_renamed() -> None:
-    with pair() as (one, other), namespace() as elsewhere:
+def test_the_tun_device_loses_its_alias_or_its_name() -> None:
+    with pair() as (one, other):
         assert ping(one.ns, INNER[1]) == 3
         name = other.name
         run(other, f"ip link set {name} alias x")
@@ -181,11 +183,8 @@ def test_the_tun_device_leaves_or_is_renamed() -> None:
         run(other, f"ip link set {name} down")
         run(other, f"ip link set {name} name {name}x")
         wait_for(lambda: said(other, f"{name}: the TUN device is called {name}x now"))
+        wait_for(lambda: other.show()["datapath"]["path"] == "userspace")
         run(other, f"ip link set {name}x name {name}")
-        run(other, f"ip link set {name} netns {elsewhere.name}")
-        wait_for(lambda: said(other, "the TUN device has left this network namespace"))
-        assert said(other, "has left") == 1
-        assert other.show()["pid"]
 
 
 def test_nothing_to_attach_to() -> None:
@@ -194,4 +193,5 @@ def test_nothing_to_attach_to() -> None:
         outer = ("127.0.0.1", "127.0.0.1")
         introduce(one, other, outer)
         one.up()
-        wait_for(lambda: said(one, "no device takes a program: lo: no Ethernet device") == 1)
+        wait_for(lambda: said(one, "no device takes a program: lo: no Ethernet device"))
+        assert one.show()["datapath"]["path"] == "userspace"

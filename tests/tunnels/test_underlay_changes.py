@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from both_paths import in_userspace
 from netns import Namespace, address, namespace
 from tunnels.nodes import (
     INNER,
@@ -32,7 +33,7 @@ def test_nothing_is_lost_when_a_neighbour_is_forgotten(mode: str, outer: tuple[s
                 one.ns.run("ip", "neigh", "flush", "dev", "under0")
                 flow.wait_for_more(100)
         assert (flow.lost, flow.duplicates) == ([], [])
-        assert one.show()["drops"]["helper_failed"] == 0
+        assert one.failures() == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -80,22 +81,21 @@ def test_the_route_moves_to_another_device_under_traffic(mode: str) -> None:
         with Numbered(a, b, INNER[1]) as flow:
             flow.wait_for_more(200)
             a.run("ip", "route", "replace", remote, "via", "198.51.100.2")
-            wait_for(lambda: len(one.show()["datapath"]["devices"]) == 2)
+            wait_for(lambda: in_userspace() or len(one.devices()) == 2)
             before = transmitted(a, "under1")
             flow.wait_for_more(500)
-            assert transmitted(a, "under1") >= before + 400
+            assert transmitted(a, "under1") >= before + 400 * 250
         assert flow.duplicates == []
         assert len(flow.lost) < 200
-        assert {d["name"] for d in one.show()["datapath"]["devices"]} == {"under0", "under1"}
+        assert set(one.devices()) == (set() if in_userspace() else {"under0", "under1"})
 
 
 def transmitted(ns: Namespace, device: str) -> int:
-    """Packets that left by a device, as it counts them itself."""
-
+    """Bytes that left by a device, as it counts them itself."""
     for line in ns.run("cat", "/proc/net/dev").splitlines():
         name, _, numbers = line.strip().partition(":")
         if name == device:
-            return int(numbers.split()[9])
+            return int(numbers.split()[8])
     raise AssertionError(device)
 
 
@@ -105,8 +105,8 @@ def test_a_device_that_goes_and_comes_back(mode: str) -> None:
         a, b = one.ns, other.ns
         assert ping(a, INNER[1]) == 3
         a.run("ip", "link", "del", "under0")
-        wait_for(lambda: one.show()["datapath"]["devices"] == [])
-        wait_for(lambda: other.show()["datapath"]["devices"] == [])
+        wait_for(lambda: one.devices() == {})
+        wait_for(lambda: other.devices() == {})
         assert ping(a, INNER[1], 1) == 0
         connect(a, b, "under0")
         for i, ns in enumerate((a, b)):
@@ -114,8 +114,8 @@ def test_a_device_that_goes_and_comes_back(mode: str) -> None:
         wait_for(lambda: ping(a, INNER[1], 1) == 1, 15)
         tcp(a, b, INNER[1])
         tcp(b, a, INNER[0])
-        assert one.device()["open"] == mode
-        assert other.device()["open"] == mode
+        expected = {} if in_userspace() else {"under0": mode}
+        assert one.devices() == other.devices() == expected
 
 
 def test_several_underlay_devices() -> None:
@@ -147,9 +147,10 @@ def test_several_underlay_devices() -> None:
             assert ping(ns, "10.66.0.254") == 3
             tcp(ns, hub, "10.66.0.254")
             tcp(hub, ns, own)
-        modes = {d["name"]: d["open"] for d in middle.show()["datapath"]["devices"]}
-        assert modes["under0"] == "native"
-        assert modes["under1"] in ("generic", "tc")
+        if not in_userspace():
+            modes = middle.devices()
+            assert modes["under0"] == "native"
+            assert modes["under1"] in ("generic", "tc")
 
 
 @pytest.mark.parametrize("mode", MODES)

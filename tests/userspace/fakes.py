@@ -100,6 +100,9 @@ class FakeUdp(UdpSockets):
     def join(self, sock: socket.socket, on: bool) -> None:
         self.joined = on
 
+    def segments(self) -> bool:
+        return True
+
     def joins(self, sock: socket.socket) -> bool:
         return self.joined
 

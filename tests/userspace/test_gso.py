@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -34,11 +36,17 @@ def cut(whole: Segment, mss: int, ecn: int = 0) -> list[bytes]:
     return [bytes(plain[:size]) for plain, size in found]
 
 
+# Of all lengths: binary() prefers a few bytes.
+PAYLOADS = st.builds(
+    lambda length, seed: random.Random(seed).randbytes(length),
+    st.integers(1, 400),
+    st.integers(0, 1000),
+)
 SUPER_PACKETS = st.builds(
     Segment,
     version=st.sampled_from([4, 6]),
     protocol=st.sampled_from([packets.TCP, packets.UDP]),
-    payload=st.binary(min_size=1, max_size=400),
+    payload=PAYLOADS,
     sequence=st.one_of(st.integers(0, 2**32 - 1), st.integers(2**32 - 400, 2**32 - 1)),
     acknowledgement=st.integers(0, 2**32 - 1),
     flags=st.sampled_from([ACK, ACK | PSH, ACK | FIN, ACK | FIN | PSH, ACK | CWR, 0xFF, CWR | ECE]),
@@ -52,7 +60,9 @@ SUPER_PACKETS = st.builds(
 )
 
 
-@given(whole=SUPER_PACKETS, mss=st.integers(1, 401), ecn=st.booleans())
+@given(
+    whole=SUPER_PACKETS, mss=st.one_of(st.integers(1, 401), st.integers(1, 40)), ecn=st.booleans()
+)
 @example(whole=Segment(payload=bytes(65495)), mss=1448, ecn=False)
 @example(whole=Segment(payload=bytes(2), protocol=packets.UDP), mss=1, ecn=False)
 @settings(max_examples=500, deadline=None, database=None)
@@ -86,17 +96,25 @@ def test_the_longest_with_odd_pieces(version: int, protocol: int) -> None:
         assert {inner.checksum(packet[:20]) for packet in found} == {0}
 
 
+def with_checksum_of_zero(version: int) -> Segment:
+    """Of UDP, whose sum is all ones."""
+    any_ = Segment(version, packets.UDP, b"1234")
+    check = bytes(any_)[any_.headers + 6 : any_.headers + 8]
+    # Added to the payload, it makes that.
+    payload = (int.from_bytes(b"12", "big") + int.from_bytes(check, "big")) % 0xFFFF
+    return any_.with_(payload=payload.to_bytes(2, "big") + b"34")
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_udp_checksum_of_zero_becomes_ones(version: int) -> None:
-    zero = Segment(version, packets.UDP, b"1234")
-    check = bytes(zero)[zero.headers + 6 : zero.headers + 8]
-    # Added to the payload, it makes the sum all ones.
-    payload = (int.from_bytes(b"12", "big") + int.from_bytes(check, "big")) % 0xFFFF
-    chosen = zero.with_(payload=payload.to_bytes(2, "big") + b"34")
+    chosen = with_checksum_of_zero(version)
     whole = chosen.with_(payload=chosen.payload + b"other")
     first, _, _ = cut(whole, 4)
-    assert first[zero.headers + 6 : zero.headers + 8] == b"\xff\xff"
+    assert first[chosen.headers + 6 : chosen.headers + 8] == b"\xff\xff"
     assert first == bytes(chosen)
+    packet = bytearray(chosen.partial())
+    gso.complete(memoryview(packet), header(chosen, 0)._replace(gso_type=NOT_GSO))
+    assert packet == first
 
 
 TCP4 = Segment(payload=bytes(100))
@@ -108,6 +126,7 @@ NONSENSE = {
     "headers in the IPv4 header": (TCP4, {"checksum_start": 12}),
     "headers in the IPv6 header": (TCP4.with_(version=6), {"checksum_start": 20}),
     "headers at an odd place": (TCP4, {"checksum_start": 21}),
+    "UDP at an odd place": (TCP4.with_(protocol=packets.UDP), {"checksum_start": 21}),
     "headers at the very beginning": (TCP4, {"checksum_start": 0}),
     "headers alone": (TCP4.with_(payload=b""), {}),
     "TCP of IPv6 in IPv4": (TCP4, {"gso_type": TCPV6}),
@@ -121,6 +140,14 @@ def test_nonsense_is_refused(name: str) -> None:
     nonsense = header(whole, 10)._replace(**changes)
     with pytest.raises(GsoError):
         gso.cut(memoryview(bytearray(whole.partial())), nonsense)
+
+
+@pytest.mark.parametrize("words", [0, 1, 4, 6, 15])
+def test_an_ipv4_header_of_another_length_is_refused(words: int) -> None:
+    packet = bytearray(TCP4.partial())
+    packet[0] = 0x40 | words
+    with pytest.raises(GsoError):
+        gso.cut(memoryview(packet), header(TCP4, 10))
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4])

@@ -3,6 +3,7 @@ arrives, what goes to the stack, what is counted."""
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from ebpfvpn.datapath import Confirmed, Roamed
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.udp import Arrival
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 from rows import packets
 from rows.packets import ipv4, ipv6, pad
@@ -26,6 +28,7 @@ from userspace.bench import (
     PEER,
     REMOTE,
     SEND_KEY,
+    SOCKET,
     Bench,
     inner,
     message,
@@ -309,7 +312,8 @@ def test_joined_messages_of_several_sessions(bench: Bench) -> None:
         packet = packets.ip(source, INNER_HERE[4], bytes([mark]) * (text - 20), protocol=99)
         return message(counter, packet, index=index)
 
-    initiation = b"\x01\0\0\0" + bytes(144)
+    # Our index where a data message has it.
+    initiation = struct.pack("<II", 1, LOCAL_INDEX + 1) + bytes(140)
     garbage = b"\xff" * size
     unknown = one(77, 0, 0)
     messages = [
@@ -390,6 +394,53 @@ def test_whatever_arrives(data: list[bytes | tuple[int, bytes, bool]], joined: i
     opened = len(pieces or [b""]) - len(expected)
     refused = sum(counted.get(reason, 0) for reason in ("bad_tag", "replayed"))
     assert bench.traffic().rx_packets == opened - refused
+
+
+def test_joined_messages_that_the_kernel_does_not_tell_of_any_more() -> None:
+    """They came just before it was told not to join."""
+    bench = Bench()
+    texts = numbered(9)
+    messages = [message(i, pad(text)) for i, text in enumerate(texts)]
+    size = len(messages[0])
+    other = b"\x01\0\0\0" + bytes(144)
+    waiting = [
+        (b"".join(messages[:3]), size),
+        (b"".join([*messages[3:7], message(9, b"")]), 0),
+        (messages[7], 0),
+        (other, 0),
+        (b"", 0),
+        (b"\x04", 0),
+        (messages[8], 0),
+    ]
+
+    def join(sock: socket.socket, on: bool) -> None:
+        assert not on
+        bench.udp.arrivals.extend((data, 0, REMOTE[4], 0) for data, _ in waiting[1:])
+
+    bench.udp.arrivals.append((waiting[0][0], size, REMOTE[4], 0))
+    bench.udp.join = join  # type: ignore[method-assign]
+    with bench.clock():
+        rest = bench.datapath.end_joining(SOCKET)
+    assert [data for data, *_ in rest] == [other, b"", b"\x04"]
+    assert bench.tun.took() == texts
+    assert bench.counted() == {}
+    assert bench.traffic().rx_packets == 10
+
+
+def test_a_flood_comes_to_an_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers send as fast as they are listened to."""
+    heard = 0
+
+    def receive_into(sock: socket.socket, buffer: bytearray) -> Arrival:
+        nonlocal heard
+        heard += 1
+        return Arrival(32, 32, REMOTE[4], 0)
+
+    monkeypatch.setattr(bench.udp, "receive_into", receive_into)
+    bench.datapath.messages(SOCKET)
+    assert heard <= 256
+    bench.datapath.end_joining(SOCKET)
+    assert heard <= 20_000
 
 
 # The endpoint.

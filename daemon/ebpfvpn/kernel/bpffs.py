@@ -37,7 +37,10 @@ def mount() -> None:
         if libc.mount(b"bpf", where, b"bpf", _MS_NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
             reason = os.strerror(ctypes.get_errno())
             raise DatapathError(f"cannot mount bpffs at {BPFFS}: {reason}")
-    PINS.mkdir(mode=0o700, exist_ok=True)
+    try:
+        PINS.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DatapathError(f"cannot make {PINS}: {error.strerror}") from None
 
 
 def _is_mounted() -> bool:

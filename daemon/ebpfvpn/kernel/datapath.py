@@ -290,6 +290,7 @@ class KernelDatapath:
     def release(self) -> list[Receiving]:
         """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
         halves of all live sessions."""
+        self._health.close()  # nothing is put back any more
         with contextlib.suppress(DatapathError, OSError):
             steer.detach(self._generation.facts, self._loaded)
         with contextlib.suppress(DatapathError, OSError):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, remove_orphaned_rules
 from ebpfvpn.kernel import attach, bpffs, generation, hooks, segmenter, sessions
 from ebpfvpn.kernel.attach import Tunnel
 from ebpfvpn.kernel.generation import Generation
@@ -29,6 +29,7 @@ def clean(name: str) -> None:
         netlink = Netlink()
         try:
             remove(netlink, name)
+            remove_orphaned_rules(netlink)
         finally:
             netlink.close()
     finally:

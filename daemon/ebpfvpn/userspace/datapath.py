@@ -45,6 +45,8 @@ Network = IPv4Network | IPv6Network
 _READS = 256
 _ARRIVALS = 64
 """What is read at once, so that other work gets its turn."""
+_MOST_WAITING = 4096
+"""Arrivals in a socket's buffer. Under a flood there is no end of them."""
 _MOST_CACHED = 16_384
 _PADDING = bytes(wire.PADDING)
 _TOGETHER = 64
@@ -98,6 +100,7 @@ class UserspaceDatapath:
         if on:
             for sock in self._udp.sockets:
                 self._udp.join(sock, True)
+        self._sealing.segments = self._udp.segments()
         self._gro.udp = self._tun.offload(on)
 
     # What is moved.
@@ -178,15 +181,22 @@ class UserspaceDatapath:
         """As `messages`, all that waits; from then on messages come one by one."""
         now = _now()
         rest: list[Message] = []
-        while (arrival := self._udp.receive_into(sock, self._outer)) is not None:
+        for arrival in self._waiting(sock):
             rest += self._open(arrival, arrival.segment or 1, now)
         self._udp.join(sock, False)
         # What came just before: of it the kernel does not say any more what was joined.
-        while (arrival := self._udp.receive_into(sock, self._outer)) is not None:
+        for arrival in self._waiting(sock):
             rest += self._open(arrival, self._segment(arrival.length), now)
         self._gro.flush()
         self._signal()
         return rest
+
+    def _waiting(self, sock: socket.socket) -> Iterator[Arrival]:
+        for _ in range(_MOST_WAITING):
+            arrival = self._udp.receive_into(sock, self._outer)
+            if arrival is None:
+                return
+            yield arrival
 
     def _open(self, arrival: Arrival, segment: int, now: float) -> list[Message]:
         view = memoryview(self._outer)[: arrival.length]

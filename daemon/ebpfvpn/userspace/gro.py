@@ -96,7 +96,8 @@ class Gro:
         if self._is_last(packet, length, headers):
             self._parts.append(memoryview(packet)[headers:length])
             self._total += length - headers
-            self._last_flags = packet[ip + 13]
+            if protocol == _TCP:
+                self._last_flags = packet[ip + 13]
             self._expected, self._step = -1, 0
             return
         self.flush()

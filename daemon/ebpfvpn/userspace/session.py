@@ -67,6 +67,7 @@ class Session:
 
     def state(self) -> SessionState:
         known = self.known
+        base, seen = self.window.seen()
         return SessionState(
             known.local_index,
             known.remote_index,
@@ -76,7 +77,8 @@ class Session:
             self.receive_key.hex(),
             self.send_counter,
             self.window.highest,
-            *self.window.seen(),
+            base,
+            f"{seen:x}",
         )
 
     @classmethod
@@ -84,7 +86,7 @@ class Session:
         cls, peer: Peer, state: SessionState, replay_window: int, rekey_at: int
     ) -> Session:
         known = Known(state.local_index, state.remote_index, state.initiator, state.created)
-        window = ReplayWindow(replay_window, state.highest, state.base, state.seen)
+        window = ReplayWindow(replay_window, state.highest, state.base, int(state.seen, 16))
         session = cls(peer, known, bytes.fromhex(state.receive_key), window)
         if state.send_key is not None:
             session._seals_with(bytes.fromhex(state.send_key), rekey_at)

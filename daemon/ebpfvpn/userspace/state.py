@@ -33,8 +33,8 @@ class SessionState:
     send_counter: int
     highest: int
     base: int
-    seen: int
-    """These three: see Receiving."""
+    seen: str
+    """These three: see Receiving. Hexadecimal: Python writes no decimal number of 65,536 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,248 @@
+"""The userspace path where there is no other: few privileges, kernels without this or that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunnels.nodes import INNER, INNER6, Node, introduce, node, underlay, wait_for
+from tunnels.traces import refuse, traces
+from tunnels.traffic import Numbered, ping, tcp
+
+NET_ADMIN = ("setpriv", "--bounding-set", "-all,+net_admin")
+NET_ADMIN_AND_BPF = ("setpriv", "--bounding-set", "-all,+net_admin,+bpf,+perfmon")
+NO_BPFFS = ("unshare", "--mount", "sh", "-c", 'umount /sys/fs/bpf && exec "$@"', "sh")
+READ_ONLY_BPFFS = (
+    "unshare", "--mount", "sh", "-c", 'mount -o remount,bind,ro /sys/fs/bpf && exec "$@"', "sh"
+)  # fmt: skip
+
+NO_LIBBPF = """
+import ctypes
+real = ctypes.CDLL
+def missing(name, *more, **options):
+    if "libbpf" in (name or ""):
+        raise OSError(name)
+    return real(name, *more, **options)
+ctypes.CDLL = missing
+"""
+NO_VETH = """
+from ebpfvpn.kernel import segmenter
+def unknown(*_):
+    raise OSError(95, "Operation not supported")
+segmenter._add_pair = unknown
+"""
+NO_CLSACT = """
+from ebpfvpn.kernel import hooks
+from ebpfvpn.kernel.libbpf import BpfError
+def unknown(ifindex):
+    raise BpfError(f"clsact on device {ifindex}", 2)
+hooks.add_clsact = unknown
+"""
+REFUSED = """
+from ebpfvpn.kernel import objects
+from ebpfvpn.kernel.libbpf import VerifierError
+def refused(*_, **__):
+    raise VerifierError("program seal_tc", 13, "R1 is odd\\nprocessed 3 insns")
+objects.load_tunnel = refused
+"""
+NO_SEGMENTATION = """
+import errno, socket
+SEGMENT, GRO = (17, 103), (17, 104)
+class Socket(socket.socket):
+    def setsockopt(self, *option):
+        if option[:2] in (SEGMENT, GRO):
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        super().setsockopt(*option)
+    def getsockopt(self, *option):
+        if option[:2] in (SEGMENT, GRO):
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        return super().getsockopt(*option)
+    def sendmsg(self, parts, control=(), *more):
+        known = [one for one in control if one[:2] != SEGMENT]  # others it does not look at
+        return super().sendmsg(parts, known, *more)
+socket.socket = Socket
+"""
+SEGMENTATION_REFUSED = """
+import errno, socket
+class Socket(socket.socket):
+    def sendmsg(self, parts, control=(), *more):
+        if any(one[:2] == (17, 103) for one in control):
+            raise OSError(errno.EIO, "Input/output error")
+        return super().sendmsg(parts, control, *more)
+socket.socket = Socket
+"""
+NO_OFFLOAD = """
+import errno, fcntl
+real = fcntl.ioctl
+def ioctl(fd, request, argument=0, *more):
+    if request == 0x400454D0 and argument & REFUSED:
+        raise OSError(errno.EINVAL, "Invalid argument")
+    return real(fd, request, argument, *more)
+fcntl.ioctl = ioctl
+"""
+NO_TSO = NO_OFFLOAD.replace("REFUSED", "-1")
+NO_USO = NO_OFFLOAD.replace("REFUSED", "0x60")
+
+
+def up(one: Node, *options: str, limits: Sequence[str] = (), changed: str = "") -> None:
+    """By a process with `limits`, in which `changed` was run before."""
+    done = subprocess.run(
+        command(one, *options, limits=limits, changed=changed),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def command(one: Node, *options: str, limits: Sequence[str] = (), changed: str = "") -> list[str]:
+    script = f"{changed}\nfrom ebpfvpn.cli import main\nmain()"
+    return one.ns.command(*limits, sys.executable, "-c", script, "up", *options, str(one.path))
+
+
+def is_in_userspace(one: Node, word: str, starts: int = 1) -> None:
+    """`show`, JSON and the log say so, the log in one line for each start, and why."""
+    status = one.show()
+    reason = status["datapath"].pop("reason")
+    assert status["datapath"] == {"path": "userspace", "devices": []}
+    text = one.command("show", one.name).stdout
+    assert "userspace" in text
+    lines = [line for line in one.log().splitlines() if "userspace" in line]
+    assert len(lines) == starts
+    assert all("path userspace (" in line for line in lines)
+    assert all(word in told for told in (reason, text, *lines))
+
+
+def carries_everything(one: Node, other: Node) -> None:
+    a, b = one.ns, other.ns
+    for inner in (INNER, INNER6):
+        assert ping(a, inner[1]) == ping(b, inner[0]) == 3
+        tcp(a, b, inner[1], 4 << 20)
+        tcp(b, a, inner[0], 4 << 20)
+    with Numbered(a, b, INNER[1]) as there, Numbered(b, a, INNER6[0]) as back:
+        there.wait_for_more(300)
+        back.wait_for_more(300)
+    for flow in (there, back):
+        assert (flow.lost, flow.duplicates) == ([], [])
+    assert one.failures() == other.failures() == 0
+
+
+def capabilities(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("CapPrm:")[2].split()[0], 16)
+
+
+def test_with_net_admin_alone() -> None:
+    """Opposite a node on the kernel path."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other)
+        before = traces(one)
+        up(one, limits=NET_ADMIN)
+        other.up()
+        assert {capabilities(pid) for pid in one.processes()} == {1 << 12}
+        is_in_userspace(one, "CAP_BPF")
+        assert other.show()["datapath"]["path"] == "kernel"
+        carries_everything(one, other)
+        one.down()
+        assert traces(one) == before
+
+
+@pytest.mark.parametrize("datapath", ["file", "option"])
+def test_the_kernel_path_without_bpf_is_an_error(datapath: str) -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        options = ("--datapath", "kernel") if datapath == "option" else ()
+        introduce(one, other, Datapath="auto" if options else "kernel")
+        asked = command(one, *options, limits=NET_ADMIN)
+        refuse(one, "Datapath = kernel cannot be", "CAP_BPF", command=asked)
+
+
+MISSING: dict[str, tuple[str, dict[str, Any]]] = {
+    "bpffs": ("cannot mount bpffs", {"limits": (*NO_BPFFS, *NET_ADMIN_AND_BPF)}),
+    "writable bpffs": ("Read-only file system", {"limits": READ_ONLY_BPFFS}),
+    "libbpf": ("libbpf.so.1 is not installed", {"changed": NO_LIBBPF}),
+    "veth": ("(veth): [Errno 95]", {"changed": NO_VETH}),
+    "clsact": ("clsact on device", {"changed": NO_CLSACT}),
+    "verifier": ("program seal_tc: R1 is odd", {"changed": REFUSED}),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_is_told(what: str) -> None:
+    reason, how = MISSING[what]
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other)
+        before = traces(one)
+        up(one, **how)
+        up(other, **how)
+        is_in_userspace(one, reason)
+        assert ping(a, INNER[1]) == ping(a, INNER6[1]) == 3
+        tcp(a, b, INNER[1])
+        wait_for(lambda: devices(one) == {"lo", "under0", one.name})
+        wait_for(lambda: traces(one)["pins"] == before["pins"])
+        one.down()
+        assert traces(one) == before
+        introduce(one, other, Datapath="kernel")
+        refuse(one, "Datapath = kernel cannot be", reason, command=command(one, **how))
+
+
+def test_the_same_reason_is_told_once() -> None:
+    """It is tried again, with devices of other numbers, and in vain."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other)
+        up(one, changed=NO_CLSACT)
+        first = one.show()["datapath"]["reason"]
+        wait_for(lambda: one.show()["datapath"]["reason"] != first)
+        is_in_userspace(one, "clsact on device")
+
+
+def devices(one: Node) -> set[str]:
+    return {name for name, *_ in traces(one)["links"]}
+
+
+def test_the_option_is_stronger_than_the_file_and_survives_restarts() -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="kernel")
+        up(one, "--datapath", "userspace")
+        other.up()
+        for starts in (1, 2):
+            is_in_userspace(one, "asked for", starts)
+            assert ping(a, INNER[1]) == 3
+            before = one.show()["started"]
+            one.restart()
+            assert one.show()["started"] > before
+        is_in_userspace(one, "asked for", 3)
+        one.down()
+        one.up()
+        assert one.show()["datapath"]["path"] == "kernel"
+
+
+def test_a_kill_takes_the_device_away() -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="userspace")
+        before = traces(one)
+        other.up()
+        for _ in range(2):
+            one.up()
+            assert ping(a, INNER[1]) == 3
+            one.kill()
+            after = traces(one)
+            assert {kind for kind in before if after[kind] != before[kind]} == {"run"}
+        one.down()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [NO_SEGMENTATION, SEGMENTATION_REFUSED, NO_TSO, NO_USO, NO_SEGMENTATION + NO_TSO],
+    ids=["UDP segmentation", "refused", "TSO", "USO", "all"],
+)
+def test_kernels_without_offloads(changed: str) -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="userspace")
+        for each in (one, other):
+            up(each, changed=changed)
+        carries_everything(one, other)

@@ -1,0 +1,41 @@
+"""The userspace path behind a kernel path that works again."""
+
+from __future__ import annotations
+
+import os
+from unittest.mock import MagicMock
+
+import pytest
+
+from ebpfvpn.datapath import Confirmed, PathChanged
+from ebpfvpn.kernel.datapath import KernelDatapath
+from ebpfvpn.paths import Paths
+from userspace.bench import LOCAL_INDEX, PEER, REMOTE, SOCKET, Bench, message
+
+
+@pytest.mark.parametrize("has_older", [False, True])
+def test_a_session_that_is_confirmed_there_is_sealed_with_there(has_older: bool) -> None:
+    """It waited for its first packet when the kernel path came."""
+    bench = Bench()
+    paths = Paths(tun=bench.tun, udp=bench.udp, userspace=bench.datapath, kernel=None, reason="",
+                  build=None)  # fmt: skip
+    paths._peers[PEER] = MagicMock()
+    bench.tun.persist = MagicMock()  # type: ignore[method-assign]
+    if not has_older:
+        bench.datapath.retire(LOCAL_INDEX)
+    bench.install(LOCAL_INDEX + 1, confirmed=False)
+    kernel = MagicMock(KernelDatapath)
+    kernel.events_fd.return_value = os.eventfd(0, os.EFD_CLOEXEC)
+    kernel.events.return_value = []
+    paths._go_up(kernel)
+    assert paths.events() == [PathChanged(sealing_lost=False)]
+    bench.udp.arrivals.append((message(0, b"", index=LOCAL_INDEX + 1), 0, REMOTE[4], 0))
+    with bench.clock():
+        assert paths.messages(SOCKET) == []
+        assert paths.events() == [Confirmed(PEER, LOCAL_INDEX + 1)]
+        paths.send(PEER, [b""])
+        paths.set_usable(PEER, True)
+        paths.send(PEER, [b""])
+    assert [counter for _, counter, _ in bench.texts()] == [0, 1]
+    kernel.send.assert_not_called()
+    os.close(kernel.events_fd())
