@@ -28,7 +28,7 @@ LEAST_JUMPS = 5
 COPIES = 3
 RESTART_EVERY = 4.0
 LONGEST_RESTART = 2.0
-"""Seconds in which nobody reads the TUN device, at most."""
+"""Seconds in which nobody reads the TUN device and the sockets, at most."""
 DEAD = 1.0
 """Seconds without any daemon after kill -9."""
 
@@ -160,11 +160,12 @@ def half_handshakes(here: RelayLab, options: Options) -> Result:
 def restart(here: RelayLab, options: Options) -> Result:
     """`ebpfvpn restart`, and kill -9 with `ebpfvpn up` a second later, by turns and at every end of
     ours: nothing lost, and rekeys go on. In userspace only the restarts, where packets wait on the
-    TUN device meanwhile."""
+    TUN device and in the sockets meanwhile."""
     in_userspace = options.datapath == "userspace"
     keys = {"RekeyAfterTime": 2 * REKEY_SECONDS}
     if in_userspace:
-        keys["TxQueueLen"] = max(1000, int(options.rate * LONGEST_RESTART))
+        waiting = int(options.rate * LONGEST_RESTART)
+        keys |= {"TxQueueLen": max(1000, waiting), "RecvBuffer": max(4 << 20, waiting << 10)}
     run = Run(here, "restart", options, keys, keys)
     run.tunnel.up()
     run.start()
@@ -192,7 +193,7 @@ def restart(here: RelayLab, options: Options) -> Result:
     if in_userspace:
         result.notes.append(
             "no kill: sessions in userspace do not outlive the daemon; "
-            f"TxQueueLen = {keys['TxQueueLen']}"
+            f"TxQueueLen {keys['TxQueueLen']:,}, RecvBuffer {keys['RecvBuffer']:,}"
         )
     result.expect_nothing_lost()
     result.expect_nothing_twice()
