@@ -19,7 +19,7 @@ _PROGRAMS = "about the programs on devices"
 _ALONE = "what the programs do without a daemon"
 _KILLED = "sessions that live in the daemon are gone when it is killed"
 _NO_PATH = "nothing is moved"
-_SOAK = "tools/soak runs on the kernel path"
+_SOAK = "tools/soak is told the path"
 
 KERNEL_ALONE = {
     "tunnels/test_damage.py": _PROGRAMS,

@@ -16,11 +16,13 @@ from typing import Any
 
 import ebpfvpn_pair
 import mmsg
-from lab import EBPFVPN, ROOT, Node, wait_for
+from lab import EBPFVPN, ROOT, LabError, Node, wait_for
 from soak_lab import PORT, RelayLab
 
 sys.path.append(str(ROOT / "tests"))
 
+from ebpfvpn import control
+from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel.layout import Session
 from ebpfvpn.kernel.map import Map
 from interop.wireguard_go import WireGuardGo, genkey
@@ -63,8 +65,22 @@ class Ours:
         return self.node.run(str(EBPFVPN), *arguments)
 
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self.command("show", "--json", self.interface))
-        return status
+        try:
+            return control.request(self.interface, "status")
+        except OperatorError as error:
+            raise LabError(str(error)) from None
+
+    def changes(self) -> int:
+        """Repairs, and changes of the path, that the daemon has told of."""
+        counters = self.status()["daemon"]
+        return sum(counters.get(name, 0) for name in ("repairs", "path_down", "path_up"))
+
+    def path_now(self) -> str:
+        """How messages are opened on the underlay; or userspace."""
+        datapath = self.status()["datapath"]
+        if datapath["path"] == "userspace":
+            return "userspace"
+        return ", ".join(device["open"] for device in datapath["devices"]) or "nothing"
 
     def drops(self) -> dict[str, int]:
         drops: dict[str, int] = self.status()["drops"]

@@ -5,7 +5,8 @@ numbered.py send ADDRESS PORT FLOW RATE    RATE packets a second; FLOW is a numb
 numbered.py receive FLOW                   on every address
 
 Both print a line of JSON first (the receiver its port), and one with their counts for each line of
-their input; they end with it. The generator stops sending at the first line.
+their input; they end with it. The generator stops sending at the first line. The receiver's
+`recent_gap` is that since the last line.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class Listener:
                 if not commands.readline():
                     return
                 print(json.dumps(self.report()), flush=True)
+                self.arrivals.recent_gap = 0
 
     def _read(self) -> int:
         count = self._receiver.read()
@@ -139,7 +141,9 @@ class Listener:
             "twice": arrivals.twice,
             "late": arrivals.late,
             "most_late": arrivals.most_late,
+            "missing": arrivals.missing,
             "longest_gap": round(arrivals.longest_gap / 1e9, 4),
+            "recent_gap": round(arrivals.recent_gap / 1e9, 4),
             "lost_first": arrivals.lost(arrivals.highest + 1),
             "failures": {"overflow": mmsg.dropped(self._socket), "foreign": self.foreign},
         }

@@ -64,6 +64,8 @@ class Arrivals:
         self.highest = -1
         self.longest_gap = 0
         """Nanoseconds between two arrivals."""
+        self.recent_gap = 0
+        """The same, since whoever asked set it to 0."""
 
     def take(self, numbers: list[int], times: list[int]) -> None:
         """Numbers and times of arrival, nanoseconds, in the order of arrival."""
@@ -81,10 +83,16 @@ class Arrivals:
         self.highest = highest
         last = self._last_time or (times[0] if times else 0)
         for time in times:
-            if time - last > self.longest_gap:
-                self.longest_gap = time - last
+            if time - last > self.recent_gap:
+                self.recent_gap = time - last
             last = time
+        self.longest_gap = max(self.longest_gap, self.recent_gap)
         self._last_time = last
+
+    @property
+    def missing(self) -> int:
+        """Of the numbers below the highest."""
+        return self.highest + 1 - self.unique
 
     def lost(self, sent: int, most: int = 5) -> list[tuple[int, int]]:
         """The first `most` stretches, (first, last), of the `sent` numbers that did not come."""

@@ -10,6 +10,7 @@ from itertools import islice
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES
 from ends import Ours
 from patterns import HANDSHAKE, INITIATION, Copies, Delay, Jump, Lose, Playback
+from soak_damage import TUNNELS, damage
 from soak_lab import RelayLab
 from soak_run import Options, Result, Run
 from watcher import SIDES
@@ -26,6 +27,8 @@ SMALL_WINDOW = 128
 LEAST_JUMPS = 5
 COPIES = 3
 RESTART_EVERY = 4.0
+LONGEST_RESTART = 2.0
+"""Seconds in which nobody reads the TUN device and the sockets, at most."""
 DEAD = 1.0
 """Seconds without any daemon after kill -9."""
 
@@ -156,8 +159,13 @@ def half_handshakes(here: RelayLab, options: Options) -> Result:
 
 def restart(here: RelayLab, options: Options) -> Result:
     """`ebpfvpn restart`, and kill -9 with `ebpfvpn up` a second later, by turns and at every end of
-    ours: nothing lost, and rekeys go on."""
+    ours: nothing lost, and rekeys go on. In userspace only the restarts, where packets wait on the
+    TUN device and in the sockets meanwhile."""
+    in_userspace = options.datapath == "userspace"
     keys = {"RekeyAfterTime": 2 * REKEY_SECONDS}
+    if in_userspace:
+        waiting = int(options.rate * LONGEST_RESTART)
+        keys |= {"TxQueueLen": max(1000, waiting), "RecvBuffer": max(4 << 20, waiting << 10)}
     run = Run(here, "restart", options, keys, keys)
     run.tunnel.up()
     run.start()
@@ -165,7 +173,7 @@ def restart(here: RelayLab, options: Options) -> Result:
     begin = time.monotonic()
     restarts = kills = 0
     count = max(2 * len(ends), int(options.seconds / RESTART_EVERY))
-    for end, crash in islice(_turns(ends), count):
+    for end, crash in islice(_turns(ends, crashes=not in_userspace), count):
         pause = RESTART_EVERY * (restarts + kills + 1) - (time.monotonic() - begin)
         time.sleep(max(0.0, pause))
         before = end.status()["started"]
@@ -182,14 +190,19 @@ def restart(here: RelayLab, options: Options) -> Result:
     time.sleep(1)
     result = run.finish()
     result.notes.append(f"{restarts} restarts, {kills} kills")
+    if in_userspace:
+        result.notes.append(
+            "no kill: sessions in userspace do not outlive the daemon; "
+            f"TxQueueLen {keys['TxQueueLen']:,}, RecvBuffer {keys['RecvBuffer']:,}"
+        )
     result.expect_nothing_lost()
     result.expect_nothing_twice()
     return result
 
 
-def _turns(ends: list[Ours]) -> Iterator[tuple[Ours, bool]]:
+def _turns(ends: list[Ours], crashes: bool) -> Iterator[tuple[Ours, bool]]:
     while True:
-        for crash in (False, True):
+        for crash in (False, True) if crashes else (False,):
             for end in ends:
                 yield end, crash
 
@@ -275,7 +288,14 @@ CASES: dict[str, list[Case]] = {
     "half-handshakes": [half_handshakes],
     "restart": [restart],
     "counters": [crossing, limit],
+    "damage": [partial(damage, tunnel=tunnel) for tunnel in TUNNELS],
 }
+
+KERNEL_PATH_ONLY = {
+    "counters": "the sessions' counters are set in its maps",
+    "damage": "it is what is damaged",
+}
+"""Cases, and why."""
 
 PROMISES = {
     "rekey": "new keys, half of them initiated by either end: 0 lost, 0 delivered twice",
@@ -287,4 +307,6 @@ PROMISES = {
     "restart": "graceful restarts and kill -9 under load: 0 lost",
     "counters": "crossing 2^32: a rekey in time, 0 lost; the limit of messages, and no handshake: "
     "a clean stop, no counter used twice",
+    "damage": "what the kernel path of a needs is taken away, one thing after the other: what each "
+    "costs is told, and bounded; never down for a second; 0 delivered twice",
 }

@@ -43,17 +43,20 @@ class RelayLab(Lab):
 
     def connect(self) -> None:
         self.add(self.relay)
-        for node, near, device in zip(
-            self.nodes, self.relay_addresses, self.relay_devices, strict=True
-        ):
-            lab.join(node, UNDERLAY, self.relay, device)
-            node.run("ip", "address", "add", f"{node.address}/24", "dev", UNDERLAY)
-            self.relay.run("ip", "address", "add", f"{near}/24", "dev", device)
-            # What XDP redirects to a veth arrives only where GRO is on.
-            node.offload(UNDERLAY, gro=True)
-            self.relay.offload(device, gro=True)
-            queue = ["tc", "qdisc", "add", "dev", device, "root", "pfifo", "limit", str(_QUEUE)]
-            self.relay.run(*queue)
+        for side in range(len(SIDES)):
+            self.connect_side(side)
+
+    def connect_side(self, side: int) -> None:
+        """a (0) or b (1) to the relay, by a new pair of devices."""
+        node, near = self.nodes[side], self.relay_addresses[side]
+        device = self.relay_devices[side]
+        lab.join(node, UNDERLAY, self.relay, device)
+        node.run("ip", "address", "add", f"{node.address}/24", "dev", UNDERLAY)
+        self.relay.run("ip", "address", "add", f"{near}/24", "dev", device)
+        # What XDP redirects to a veth arrives only where GRO is on.
+        node.offload(UNDERLAY, gro=True)
+        self.relay.offload(device, gro=True)
+        self.relay.run("tc", "qdisc", "add", "dev", device, "root", "pfifo", "limit", str(_QUEUE))
 
     def dropped(self) -> dict[str, int]:
         """What the devices between the nodes, and the nodes' UDP, have lost so far."""
@@ -190,8 +193,12 @@ class Flow:
 
     def received(self) -> int:
         """Different packets, so far."""
-        unique: int = self._receiver.ask({})["unique"]
+        unique: int = self.seen()["unique"]
         return unique
+
+    def seen(self) -> dict[str, Any]:
+        """See numbered.py's receiver."""
+        return self._receiver.ask({})
 
     def outcome(self) -> Outcome:
         """After `stop`; waits for what is on its way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,6 +31,26 @@ class Options:
     """Packets a second, each way."""
     rekeys: int
     seconds: float
+    datapath: str = "auto"
+    """Of our ends: what their Datapath says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One damage, and what it cost."""
+
+    damage: str
+    repaired: float
+    """Seconds from when it was begun until the daemon said so."""
+    lost: dict[str, int]
+    """Packets, by the side that sends; also the next two."""
+    allowed: dict[str, int]
+    gap: dict[str, float]
+    """Seconds without an arrival."""
+    drops: dict[str, dict[str, int]]
+    """As in Result."""
+    path: str
+    """Of a, afterwards: how messages are opened, or userspace."""
 
 
 @dataclass(slots=True)
@@ -44,6 +65,7 @@ class Result:
     """What the relay saw, by the side that sends."""
     drops: dict[str, dict[str, int]] = field(default_factory=dict)
     """Packets that our ends dropped or handed on meanwhile, by side and reason."""
+    steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the case has to say besides; one line each."""
     broken: list[str] = field(default_factory=list)
@@ -82,6 +104,20 @@ def _sessions(relay: dict[str, dict[str, Any]]) -> dict[str, int]:
     return {side: relay[side]["sessions"][side] for side in SIDES}
 
 
+def increases(
+    before: dict[str, dict[str, int]], now: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Of counters by side and name; those that did not change are left out."""
+    return {
+        side: {
+            name: count - before[side].get(name, 0)
+            for name, count in counts.items()
+            if count != before[side].get(name, 0)
+        }
+        for side, counts in now.items()
+    }
+
+
 class Run:
     """A tunnel and traffic in it, in a lab of its own. Every step is bounded in time."""
 
@@ -98,57 +134,69 @@ class Run:
         self.options = options
         self.result = Result(case, options)
         self.relay = RelayProcess(here)
-        self.tunnel = Tunnel(here, options.peer, a or {}, b or {})
-        self._flows: dict[str, Flow] = {}
-        self._outside: dict[str, int] = {}
+        ours = {"Datapath": options.datapath}
+        self.tunnel = Tunnel(here, options.peer, ours | dict(a or {}), ours | dict(b or {}))
+        self.flows: dict[str, Flow] = {}
+        """By the side that sends."""
+        self._outside: Counter[str] = Counter()
         self._drops: dict[str, dict[str, int]] = {}
 
     def start(self, rate: int | None = None) -> None:
         """Traffic both ways."""
-        self._outside = self.here.dropped()
-        self._drops = {side: end.drops() for side, end in self.tunnel.ours.items()}
+        self._outside = self.dropped_outside()
+        self._drops = self.drops()
         for i, side in enumerate(SIDES):
             sender, receiver = self.here.nodes[i], self.here.nodes[1 - i]
             flow = Flow(sender, receiver, ADDRESSES[1 - i], rate or self.options.rate)
             self.here.defer(flow.end)
-            self._flows[side] = flow
+            self.flows[side] = flow
+
+    def dropped_outside(self) -> Counter[str]:
+        """What others than the tunnel have lost so far."""
+        found = Counter(self.here.dropped())
+        for side, seen in self.relay.report().items():
+            for name, count in seen["failures"].items():
+                found[f"relay, from {side}, {name}"] = count
+        found["wireguard-go's socket and device"] = self.tunnel.overflow_at_peer()
+        return found
+
+    def forgive(self, before: Counter[str]) -> None:
+        """What others have lost since `before` (see `dropped_outside`) they were meant to."""
+        for name, count in self.dropped_outside().items():
+            self._outside[name] += count - before[name]
+
+    def drops(self) -> dict[str, dict[str, int]]:
+        """Of our ends, so far, by side and reason."""
+        return {side: end.drops() for side, end in self.tunnel.ours.items()}
 
     def received(self) -> dict[str, int]:
         """Different packets so far, by the side that sends."""
-        return {side: flow.received() for side, flow in self._flows.items()}
+        return {side: flow.received() for side, flow in self.flows.items()}
 
     def finish(self) -> Result:
         """Stops the traffic, then the relay's pattern, and counts."""
         result = self.result
-        for flow in self._flows.values():
+        for flow in self.flows.values():
             flow.stop()
         patterns = self.relay.report()
         self.relay.set([], [])
-        result.flows = {side: flow.outcome() for side, flow in self._flows.items()}
+        result.flows = {side: flow.outcome() for side, flow in self.flows.items()}
         result.relay = self.relay.report()
         for side in SIDES:
             result.relay[side] = patterns[side] | result.relay[side]
         result.sessions = _sessions(result.relay)
-        for side, end in self.tunnel.ours.items():
-            before, now = self._drops[side], end.drops()
-            changed = {reason: count - before.get(reason, 0) for reason, count in now.items()}
-            result.drops[side] = {reason: count for reason, count in changed.items() if count}
+        result.drops = increases(self._drops, self.drops())
         result.invalid += self._lost_elsewhere()
         return result
 
     def _lost_elsewhere(self) -> list[str]:
+        now = self.dropped_outside()
         found = [
-            f"{name}: {count - self._outside.get(name, 0)}"
-            for name, count in self.here.dropped().items()
-            if count > self._outside.get(name, 0)
+            f"{name}: {count - self._outside[name]}"
+            for name, count in now.items()
+            if count > self._outside[name]
         ]
-        overflow = self.tunnel.overflow_at_peer()
-        if overflow:
-            found.append(f"wireguard-go's socket and device: {overflow}")
         for side in SIDES:
-            for name, count in self.result.relay[side]["failures"].items():
-                if count:
-                    found.append(f"relay, from {side}, {name}: {count}")
             for name, count in self.result.flows[side].failures.items():
                 if _OWN.match(name):
                     found.append(f"traffic from {side}, {name}: {count}")

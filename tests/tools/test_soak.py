@@ -31,8 +31,9 @@ from patterns import (
     Playback,
 )
 from seen import Arrivals, Seen
+from soak_damage import TUNNELS, Damage, Site
 from soak_lab import Outcome
-from soak_run import Options, Result
+from soak_run import Options, Result, increases
 from watcher import Watcher, watchers
 
 TOOLS = Path(mmsg.__file__).parent
@@ -161,6 +162,15 @@ def test_arrivals() -> None:
     assert arrivals.lost(12, most=1) == [(3, 3)]
 
 
+def test_what_is_missing_so_far_and_the_gap_since_it_was_asked_for() -> None:
+    arrivals = Arrivals()
+    arrivals.take([0, 1, 4], [10, 20, 120])
+    assert (arrivals.missing, arrivals.recent_gap) == (2, 100)
+    arrivals.recent_gap = 0
+    arrivals.take([2, 4, 5], [130, 140, 190])
+    assert (arrivals.missing, arrivals.recent_gap, arrivals.longest_gap) == (1, 50, 100)
+
+
 def test_lost_over_whole_pages() -> None:
     arrivals = Arrivals()
     numbers = [n for n in range(300_000) if not 100_000 <= n < 250_000]
@@ -241,6 +251,50 @@ def test_noise_excuses_nothing_twice(counts: dict[str, int]) -> None:
     found.invalid.append("relay, overflow: 2")
     found.expect_nothing_twice()
     assert found.verdict == "broken"
+
+
+def test_only_counters_that_changed_are_told() -> None:
+    before = {"a": {"replayed": 3, "no_route": 1}, "b": {}}
+    now = {"a": {"replayed": 5, "no_route": 1, "ecn": 2}, "b": {"ecn": 0}}
+    assert increases(before, now) == {"a": {"replayed": 2, "ecn": 2}, "b": {}}
+
+
+# What is damaged.
+
+
+def test_damages_say_what_they_cost() -> None:
+    for tunnel in TUNNELS:
+        names = [damage.name for damage in tunnel.damages]
+        assert len(names) == len(set(names))
+        for damage in tunnel.damages:
+            assert set(damage.lost) <= {"a", "b"}
+            assert all(0 < milliseconds < 1000 for milliseconds in damage.lost.values())
+
+
+class Commands(Site):
+    def __init__(self) -> None:
+        self.interface = "soak1a"
+        self.done: list[str] = []
+
+    def run(self, command: str) -> str:
+        self.done.append(command)
+        return ""
+
+    def end(self, which: str) -> str:
+        return f"veth-{which}"
+
+
+def test_a_damage_is_a_command_or_a_function() -> None:
+    site = Commands()
+    Damage("x", "ip link del {inner}").inflict(site)
+    Damage("x", "tc qdisc del dev {tun} clsact").inflict(site)
+    Damage("x", Site.vacate).inflict(site)
+    assert site.done == [
+        "ip link del veth-inner",
+        "tc qdisc del dev soak1a clsact",
+        "ip link set dev net0 xdpdrv off",
+        "tc filter del dev net0 ingress prio 9",
+    ]
 
 
 # Sockets.
@@ -343,7 +397,17 @@ def test_relay_between_sockets() -> None:
     assert relay.returncode == 0
 
 
-def test_unknown_case() -> None:
-    done = subprocess.run([str(ROOT / "tools/soak"), "rest"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("rest", "no case rest: choose from rekey, together"),
+        ("together --peer wireguard-go", "the case together needs ebpfvpn at both ends"),
+        ("counters --datapath userspace", "the case counters is of the kernel path: "),
+        ("damage --datapath userspace", "the case damage is of the kernel path: "),
+    ],
+)
+def test_what_cannot_be_run(arguments: str, reason: str) -> None:
+    command = [str(ROOT / "tools/soak"), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "no case rest: choose from rekey, together" in done.stderr
+    assert reason in done.stderr

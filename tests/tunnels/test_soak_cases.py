@@ -16,6 +16,7 @@ import pytest
 import lab
 from lab import ROOT
 from patterns import DATA, Lose
+from soak_damage import TUNNELS
 from soak_lab import RelayLab
 from soak_run import Options, Result, Run
 
@@ -94,6 +95,32 @@ def test_restarts() -> None:
     (result,) = soak("restart", "--rate", "2000", "--seconds", "16")
     assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
     assert "2 restarts, 2 kills" in result["notes"][0]
+
+
+def test_damages() -> None:
+    """They keep to what they say at their most; how little it is here depends on the machine."""
+    results = soak("damage", "--rate", "2000", invalid=1)
+    assert [result["steps"][0]["path"] for result in results] == ["native", "generic", "tc", "tc"]
+    changes = [step["path"] for step in results[3]["steps"]]
+    assert changes == ["tc", "native", "userspace", "native", "native"]
+    steps = [step for result in results for step in result["steps"]]
+    assert len(steps) == sum(len(tunnel.damages) for tunnel in TUNNELS)
+    # Nothing is noticed that is not damaged.
+    assert min(step["repaired"] for step in steps) > 0
+    assert any(step["lost"]["b"] for step in steps), "something hurts"
+
+
+def test_rekeys_in_userspace() -> None:
+    (result,) = soak("rekey", "--rekeys", "2", "--rate", "2000", "--datapath", "userspace")
+    assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
+    assert result["sessions"] == {"a": 2, "b": 1}
+
+
+def test_restarts_in_userspace() -> None:
+    arguments = ("--rate", "2000", "--seconds", "8", "--datapath", "userspace")
+    (result,) = soak("restart", *arguments)
+    assert (counts(result, "lost"), counts(result, "twice")) == ([0, 0], [0, 0])
+    assert "2 restarts, 0 kills" in result["notes"][0]
 
 
 # That it can fail.

@@ -65,11 +65,11 @@ class Devices:
         """What was found and done, by device. `now`: seconds of a clock that never goes back."""
         done = []
         attachments = self._ways.attachments
-        for ifindex in self._watched.keys() - attachments.keys():
+        # What is gone is the ways' business, which may not have heard of it, or in this loop.
+        states = {ifindex: self._links.state(ifindex) for ifindex in attachments}
+        for ifindex in [each for each in self._watched if states.get(each) is None]:
             self._gone.add(self._watched.pop(ifindex).attachment.device)
-        for ifindex in list(attachments):
-            state = self._links.state(ifindex)
-            # What is gone is the ways' business; they may have heard of it in this loop.
+        for ifindex, state in states.items():
             if state is not None and ifindex in attachments:
                 done += self._check(ifindex, state, now)
         return done
