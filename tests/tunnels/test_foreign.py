@@ -9,7 +9,7 @@ import pytest
 
 from kernel.compiler import compile_bpf
 from netns import Namespace
-from tunnels.nodes import INNER, introduce, node, underlay
+from tunnels.nodes import INNER, introduce, node, underlay, wait_for
 from tunnels.traffic import Numbered, ping, tcp
 
 FOREIGN = """
@@ -48,7 +48,7 @@ def test_a_foreign_xdp_program_stays_and_tc_is_chosen(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
-def test_a_mode_that_was_asked_for_and_is_taken_goes_by_the_socket(
+def test_a_mode_that_was_asked_for_and_is_taken_goes_in_userspace(
     mode: str, tmp_path: Path
 ) -> None:
     """It is slow, but nothing is thrown out, and `show` says why."""
@@ -63,9 +63,9 @@ def test_a_mode_that_was_asked_for_and_is_taken_goes_by_the_socket(
         with Numbered(a, b, INNER[1], rate=300) as flow:
             flow.wait_for_more(200)
         assert (flow.lost, flow.duplicates) == ([], [])
-        assert other.device()["open"] == "socket"
-        assert f"{mode} XDP refused: " in other.device()["reason"]
-        assert other.show()["daemon"]["reinjected"] >= 200
+        # At first through the socket; then, as no device takes a program, in userspace.
+        wait_for(lambda: other.show()["datapath"]["path"] == "userspace")
+        assert f"{mode} XDP refused: " in other.show()["datapath"]["reason"]
         assert xdp_id(b) == foreign
 
 
