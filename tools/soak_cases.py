@@ -172,7 +172,8 @@ def restart(here: RelayLab, options: Options) -> Result:
     ends = list(run.tunnel.ours.values())
     begin = time.monotonic()
     restarts = kills = 0
-    count = max(2 * len(ends), int(options.seconds / RESTART_EVERY))
+    turns = len(ends) if in_userspace else 2 * len(ends)
+    count = max(turns, int(options.seconds / RESTART_EVERY))
     for end, crash in islice(_turns(ends, crashes=not in_userspace), count):
         pause = RESTART_EVERY * (restarts + kills + 1) - (time.monotonic() - begin)
         time.sleep(max(0.0, pause))
