@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from datapaths.ends import ALL_PATHS, PATHS, USERSPACE, End, boot_time, two_ends
+from datapaths.datapath_ends import ALL_PATHS, PATHS, USERSPACE, End, boot_time, two_ends
 from ebpfvpn.datapath import Confirmed, Roamed
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from datapaths.ends import USERSPACE, End, two_ends
+from datapaths.datapath_ends import USERSPACE, End, two_ends
 from ebpfvpn.datapath import MessagesUsed
 from ebpfvpn.userspace.session import Session
 from ebpfvpn.wire import REJECT_AFTER_MESSAGES
