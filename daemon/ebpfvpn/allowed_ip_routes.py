@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Iterable
@@ -48,10 +49,14 @@ class AllowedIpRoutes:
         path marks it."""
         if not any(self._is_default(n) and n.version == 4 for n in networks):
             return False
-        conf = Path("/proc/sys/net/ipv4/conf")
-        modes = {path.parent.name: int(path.read_text()) for path in conf.glob("*/rp_filter")}
-        others = modes.keys() - {"all", "default", "lo", socket.if_indextoname(self._ifindex)}
-        return any(max(modes[name], modes["all"]) == _STRICT for name in others)
+        modes = {}
+        # Devices may come and go meanwhile.
+        with contextlib.suppress(OSError):
+            for path in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"):
+                modes[path.parent.name] = int(path.read_text())
+        tunnel = {link.name for link in [self._netlink.link(self._ifindex)] if link}
+        others = modes.keys() - {"all", "default", "lo"} - tunnel
+        return any(max(modes[name], modes.get("all", 0)) == _STRICT for name in others)
 
     def add(self, networks: Iterable[Network], fwmark: int) -> None:
         """`fwmark` is what the tunnel's own packets bear; see `free_table`. What an earlier daemon

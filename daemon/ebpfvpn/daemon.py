@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -184,6 +186,16 @@ class Daemon:
         return {}
 
     def _restart(self) -> dict[str, object]:
+        """OperatorError where the one that follows could not go on."""
+        name, tun = self.config.name, self.interface.tun
+        link = self.interface.netlink.link(tun.ifindex)
+        if link is None or link.name != name:
+            raise OperatorError(
+                f"the device {name} is in another network namespace, or has another name: the next "
+                "daemon would not find it"
+            )
+        if not os.access(sys.executable, os.X_OK):
+            raise OperatorError(f"{sys.executable} is gone, by which the next daemon would start")
         self.restarts = True
         return self._down()
 
@@ -295,12 +307,13 @@ class Daemon:
     def _path_changed(self, event: PathChanged) -> None:
         if event.sealing_lost:
             peers = self.device.sealing_lost(now())
-            self._warn_of_filtering()
         else:
             peers = [n for n in self.interface.peers if self.device.has_session(n, now())]
         for sock in self.interface.udp.sockets:
             self._loop.call_soon(self._udp_readable, sock)
         self._renew(peers)
+        if event.sealing_lost:
+            self._warn_of_filtering()
 
     def _warn_of_filtering(self) -> None:
         in_userspace = self.datapath.describe()["path"] == "userspace"
@@ -353,7 +366,7 @@ class Daemon:
             log.warning("%s", repair)
         self._datapath_readable()
         if done:
-            self._log_ways()
+            self._described = self._ways()  # these lines have told
 
     def _advance(self) -> None:
         self._wake = None
@@ -416,12 +429,16 @@ class Daemon:
 
     def _log_ways(self) -> None:
         """Each choice once, when it is made."""
-        devices = self.datapath.describe()["devices"]
-        assert isinstance(devices, list)
+        devices = self._ways()
         for device in devices:
             if device not in self._described:
                 log.info("%(name)s: open by %(open)s, seal by %(seal)s (%(reason)s)", device)
         self._described = devices
+
+    def _ways(self) -> list[object]:
+        devices = self.datapath.describe()["devices"]
+        assert isinstance(devices, list)
+        return devices
 
     def _name(self, peer: int) -> str:
         return keys.encode_key(self.interface.peers[peer].public_key)

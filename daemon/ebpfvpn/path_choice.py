@@ -9,7 +9,7 @@ from hashlib import blake2s
 from ebpfvpn import keys
 from ebpfvpn.config import Config
 from ebpfvpn.datapath import DatapathError
-from ebpfvpn.kernel import adoption, features, generation
+from ebpfvpn.kernel import adoption, features, generation, leftovers
 from ebpfvpn.kernel.adoption import NOTHING, Found, Wanted
 from ebpfvpn.kernel.datapath import KernelDatapath, shape
 from ebpfvpn.netlink import Netlink
@@ -60,7 +60,7 @@ def choose(made: Made, found: Found, missing: str, state: Sequence[PeerState]) -
             kernel = _build(made, found)
             reason = "first choice" if interface.datapath == "auto" else reason
         except (DatapathError, OSError) as error:
-            if interface.datapath == "kernel":
+            if interface.datapath == "kernel" and not state:
                 raise DatapathError(f"Datapath = kernel cannot be: {error}") from None
             # The pinned programs would go on beside the other path.
             if found.newest:
@@ -82,16 +82,24 @@ def choose(made: Made, found: Found, missing: str, state: Sequence[PeerState]) -
         userspace=userspace,
         kernel=kernel,
         reason=reason,
-        build=None if interface.datapath == "userspace" else lambda: _build(made, NOTHING),
+        build=None if interface.datapath == "userspace" else lambda: _build_again(made),
         state=state,
     )
+
+
+def _build_again(made: Made) -> KernelDatapath:
+    """When another path moves the packets. DatapathError."""
+    for one in generation.find(made.config.name):  # what could not be taken away
+        leftovers.remove_generation(made.netlink, one)
+    return _build(made, NOTHING)
 
 
 def _build(made: Made, found: Found) -> KernelDatapath:
     """In any thread. DatapathError."""
     features.require()
-    if made.netlink.link(made.tun.ifindex) is None:
-        raise DatapathError("the TUN device is in another network namespace")
+    link = made.netlink.link(made.tun.ifindex)
+    if link is None or link.name != made.config.name:
+        raise DatapathError("the TUN device is in another network namespace, or has another name")
     interface = made.config.interface
     return KernelDatapath(
         made.config.name,

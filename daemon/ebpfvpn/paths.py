@@ -76,6 +76,8 @@ class Paths:
         self._peers: dict[int, _Known] = {}
         self._in_userspace: set[int] = set()
         """Peers that are sealed for there, although there is a kernel path."""
+        self._stamped: set[int] = set()
+        """Peers whose timestamps the next kernel path may not have been told."""
         self._filtered: set[socket.socket] = set()
         self._joined = {sock for sock in udp.sockets if udp.joins(sock)}
         self._events: list[Event] = []
@@ -135,7 +137,8 @@ class Paths:
         return self._kernel or self._userspace
 
     def _seals_here(self, peer: int) -> bool:
-        return self._kernel is None or peer in self._in_userspace
+        here = peer in self._in_userspace and self._userspace.seals(peer)
+        return self._kernel is None or here
 
     # Which path.
 
@@ -147,6 +150,10 @@ class Paths:
                 done = self._kernel.check()
             except (DatapathError, OSError) as error:
                 self._fall(self._kernel, str(error))
+                return []
+            except Exception as error:  # whatever it is, the tunnel stays up
+                log.exception("a bug")
+                self._fall(self._kernel, type(error).__name__)
                 return []
             self._filter()
             return done
@@ -211,6 +218,9 @@ class Paths:
         log.warning("the kernel path works again: new sessions are made there")
         self.counters["path_up"] += 1
         self._reason = "possible again"
+        for number in self._stamped:
+            kernel.set_timestamp(number, self._peers[number].timestamp)
+        self._stamped.clear()
         for number in self._peers:
             endpoint = self._userspace.endpoint(number)
             if endpoint is not None and endpoint != kernel.endpoint(number):
@@ -270,11 +280,16 @@ class Paths:
         if known.endpoint is not None:
             kernel.set_endpoint(number, known.endpoint)
 
-    def state(self) -> list[PeerState]:
-        """What the process that follows goes on with; empty where nothing of it is here."""
-        if not self._userspace.sessions():
-            return []
-        return self._userspace.state({n: peer.timestamp for n, peer in self._peers.items()})
+    def state(self) -> list[PeerState] | None:
+        """What the process that follows goes on with; None where nothing of it is here."""
+        if self._kernel is not None and not (self._userspace.sessions() or self._gone_traffic):
+            return None
+        timestamps = {number: peer.timestamp for number, peer in self._peers.items()}
+        return [self._with_gone(one) for one in self._userspace.state(timestamps)]
+
+    def _with_gone(self, one: PeerState) -> PeerState:
+        gone = self._gone_traffic.get(one.number)
+        return replace(one, traffic=added(one.traffic, gone)) if gone else one
 
     def remove_older(self) -> None:
         if self._kernel:
@@ -288,6 +303,7 @@ class Paths:
     def remove_peer(self, peer: int) -> None:
         del self._peers[peer]
         self._in_userspace.discard(peer)
+        self._stamped.discard(peer)
         for path in self._both():
             path.remove_peer(peer)
 
@@ -328,6 +344,8 @@ class Paths:
 
     def set_timestamp(self, peer: int, timestamp: bytes) -> None:
         self._peers[peer].timestamp = timestamp
+        if self._kernel is None:
+            self._stamped.add(peer)
         self._front().set_timestamp(peer, timestamp)
 
     def max_inner(self, peer: int) -> int:

@@ -81,7 +81,7 @@ class Interface:
         """The same and, where this process has sessions, those. They are moved no more."""
         found = {name: os.dup(fd) for name, fd in self.descriptors().items()}
         peers = self.datapath.state()
-        if peers:
+        if peers is not None:
             networks = [str(network) for network in self.config.networks()]
             state = State(
                 path_choice.identity(self.config), self.udp.port, self.fwmark, networks, peers

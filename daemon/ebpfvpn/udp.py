@@ -326,4 +326,6 @@ class Destination:
 
     def wait(self, seconds: float) -> None:
         """Until the kernel may take more (it said EAGAIN), but not longer."""
-        select.select((), (self._sock,), (), seconds)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        poll.poll(seconds * 1000)

@@ -49,10 +49,12 @@ def resolve(
     ifindex: int = 0,
     fwmark: int = 0,
     neighbours: Neighbours | None = None,
+    find_mac: bool = True,
 ) -> Way | None:
     """None: there is no route, or it is a blackhole or the like. `ifindex` matters for link-local
     addresses alone. A next hop whose MAC address is missing or stale is asked for it, which ends
-    in a netlink event. `neighbours`: those that were looked up just now, for many have the same."""
+    in a netlink event, unless not `find_mac`. `neighbours`: those that were looked up just now, for
+    many have the same."""
     route = _route(netlink, remote, local, ifindex, fwmark)
     if route is None or (local is not None and not _is_ours(netlink, local, ifindex)):
         return None
@@ -68,7 +70,9 @@ def resolve(
         source=ip_address(source) if source else None,
         gateway=gateway,
         mtu=min(route_mtu or link.mtu, link.mtu),
-        neighbour=_mac(netlink, gateway, link, {} if neighbours is None else neighbours),
+        neighbour=_mac(netlink, gateway, link, {} if neighbours is None else neighbours)
+        if find_mac
+        else None,
     )
 
 

@@ -38,7 +38,7 @@ class Builder:
             return None
         building, self._building = self._building, None
         try:
-            kernel = building.result()
+            kernel = self._result(building)
         except (DatapathError, OSError):
             self._backoff.failed(time.monotonic())
             raise
@@ -56,6 +56,15 @@ class Builder:
             kernel.discard()
             raise
         return kernel
+
+    def _result(self, building: Future[KernelDatapath]) -> KernelDatapath:
+        try:
+            return building.result()
+        except (DatapathError, OSError):
+            raise
+        except Exception as error:
+            log.exception("a bug")
+            raise DatapathError(type(error).__name__) from error
 
     def broke(self) -> None:
         """The one in use did. If it did not last, the next has to wait longer."""
@@ -79,6 +88,6 @@ class Builder:
         """What is being built is taken away; waits for that."""
         if self._building is not None:
             with contextlib.suppress(DatapathError, OSError):
-                self._building.result().discard()
+                self._result(self._building).discard()
             self._building = None
         self._thread.shutdown()

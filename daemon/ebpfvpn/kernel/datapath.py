@@ -290,11 +290,12 @@ class KernelDatapath:
     def release(self) -> list[Receiving]:
         """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
         halves of all live sessions."""
+        # Who is killed from here on is followed by nobody who goes on with these sessions.
+        generation.abandon(self._generation)
         self._health.close()  # nothing is put back any more
         with contextlib.suppress(DatapathError, OSError):
             steer.detach(self._generation.facts, self._loaded)
-        with contextlib.suppress(DatapathError, OSError):
-            self._ways.stop_opening()
+        self._ways.stop_opening()
         # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()

@@ -55,6 +55,9 @@ class Health:
             self._check_steer(now)
             self._done += self.pins.check()
             self._done += self._devices.check(now)
+        except TimeoutError:
+            # The kernel is busy with other devices (it has one lock for all): not known now.
+            return []
         except OSError as error:
             raise DatapathError(f"{self._of.name}: {error.strerror or error}") from None
         if refusals := self._devices.refusals():

@@ -18,7 +18,7 @@ _IFINFO = struct.Struct("=BxHiII")
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_XDP = 3, 4, 20, 29, 43
 _IFLA_XDP_DRV_PROG_ID, _IFLA_XDP_SKB_PROG_ID, _IFLA_XDP_HW_PROG_ID = 5, 6, 7
 _SKIP_STATS = 8
-_SECONDS = 1.0
+_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)

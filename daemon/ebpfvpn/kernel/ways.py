@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -114,7 +115,8 @@ class Ways:
 
     def stop_opening(self) -> None:
         for ifindex in self.attachments:
-            attach.stop_opening(self.tunnel, ifindex)
+            with contextlib.suppress(DatapathError, OSError):
+                attach.stop_opening(self.tunnel, ifindex)
 
     def detach(self) -> None:
         """From all devices."""

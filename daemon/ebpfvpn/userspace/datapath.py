@@ -105,8 +105,9 @@ class UserspaceDatapath:
         read_into, peer_to = self._tun.read_into, self._peer_to
         before: Peer | None = None
         ready: list[Packet] = []
+        self._sealing.waited = False
         for _ in range(_READS):
-            count = read_into(buffer)
+            count = 0 if self._sealing.waited else read_into(buffer)
             if not count:
                 break
             buffer[count : count + wire.PADDING] = _PADDING

@@ -18,9 +18,9 @@ _DATA = wire.Data.TYPE
 _OVERHEAD = _HEADER.size + wire.TAG_LENGTH
 _MOST_MESSAGES = 64  # UDP_MAX_SEGMENTS, until Linux 6.9
 _MOST_BYTES = 65000
-_PATIENCE = 0.1
-"""Seconds that a full send buffer may hold everything up: TUN's queue fills meanwhile, which its
-senders feel."""
+_PATIENCE = 0.01
+"""Seconds that a full send buffer may hold everything up. The TUN's queue fills meanwhile, which
+its senders feel."""
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EACCES)
 KEEPALIVE: Sequence[Packet] = ((b"", 0),)
 
@@ -43,6 +43,8 @@ class Sealing:
         """Whether many messages may go by one system call."""
         self._stuck = False
         """The send buffer was waited for in vain: not again until something goes."""
+        self.waited = False
+        """It was waited for: other work should get its turn. To be reset by who reads this."""
         self._peer: Peer | None = None
         self._tos = self._size = self._count = self._most = 0
         self._parts: list[bytes] = []
@@ -88,6 +90,8 @@ class Sealing:
                 self.flush()
                 self._peer, self._tos, self._size = peer, tos, size
                 self._most = min(_MOST_MESSAGES, _MOST_BYTES // size)
+            # First, so that no counter is used again, whatever fails from here on.
+            session.send_counter = counter + 1
             self._parts.append(header(_DATA, remote_index, counter))
             self._parts.append(encrypt(nonce(counter), plain[:padded], None))
             self._count += 1
@@ -98,7 +102,6 @@ class Sealing:
             counter += 1
             done += 1
             total += size
-        session.send_counter = counter
         if done:
             peer.sent(done, total, now, data=data)
 
@@ -134,6 +137,7 @@ class Sealing:
             except BlockingIOError:
                 if self._stuck:
                     raise
+                self.waited = True
                 destination.wait(_PATIENCE)
                 destination.send(parts, tos, segment)
             self._stuck = False

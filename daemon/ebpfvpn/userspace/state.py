@@ -6,6 +6,7 @@ over its own execve (handover.py), and never to a supervisor or to disk.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from ebpfvpn.datapath import Traffic
 from ebpfvpn.endpoint import Endpoint
 
 _MOST = 1 << 30
+_MFD_NOEXEC_SEAL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,21 @@ def unpack_endpoint(packed: list[Any] | None) -> Endpoint | None:
 
 def write(state: State) -> int:
     """A descriptor to hand over."""
-    fd = os.memfd_create("ebpfvpn-sessions", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = _memory()
     with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps(asdict(state)).encode())
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     return fd
+
+
+def _memory() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("ebpfvpn-sessions", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:  # before Linux 6.3
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create("ebpfvpn-sessions", flags)
 
 
 def read(fd: int) -> State | None:
