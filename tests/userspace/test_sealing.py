@@ -367,7 +367,8 @@ def test_a_buffer_that_stays_full_does_not_hold_the_daemon_up(bench: Bench) -> N
 
 def test_no_counter_is_used_twice_whatever_fails(bench: Bench) -> None:
     """The first message is on its way when memory runs out."""
-    send, failed = FakeDestination.send, []
+    send = FakeDestination.send
+    failed: list[bool] = []
 
     def fail_once(*arguments: Any) -> None:
         send(*arguments)
