@@ -83,9 +83,8 @@ class Interface:
         peers = self.datapath.state()
         if peers is not None:
             networks = [str(network) for network in self.config.networks()]
-            state = State(
-                path_choice.identity(self.config), self.udp.port, self.fwmark, networks, peers
-            )
+            identity, losses = path_choice.identity(self.config), self.losses.of_sockets()
+            state = State(identity, self.udp.port, self.fwmark, networks, losses, peers)
             found[_SESSIONS] = write(state)
         return found
 
@@ -138,7 +137,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         peers, left = _peers(config, datapath)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
-        losses = Losses(udp, datapath)
+        losses = Losses(udp, datapath, state.losses if state else None)
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
         if before:

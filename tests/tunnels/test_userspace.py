@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from tunnels.nodes import INNER, INNER6, Node, introduce, node, underlay, wait_for
+from netns import namespace
+from tunnels.nodes import (
+    INNER,
+    INNER6,
+    OUTER,
+    PORT,
+    Node,
+    endpoint,
+    introduce,
+    node,
+    pair,
+    underlay,
+    wait_for,
+)
 from tunnels.traces import refuse, traces
 from tunnels.traffic import Numbered, ping, tcp
 
@@ -270,3 +283,59 @@ def test_from_one_path_to_the_other_and_back(way: str) -> None:
             tcp(a, b, INNER[1])
         one.down()
         assert traces(one) == before
+
+
+def test_a_restart_without_a_session_keeps_device_and_port() -> None:
+    with underlay() as (a, _), node(a) as one, node(a) as absent:
+        one.configure(
+            {"Address": f"{INNER[0]}/24", "Datapath": "userspace"}, [absent.peer(INNER[1])]
+        )
+        one.up()
+        before, ifindex = one.show(), a.ifindex(one.name)
+        one.restart()
+        after = one.show()
+        assert (a.ifindex(one.name), after["listen_port"]) == (ifindex, before["listen_port"])
+        assert after["started"] > before["started"]
+
+
+@pytest.mark.parametrize("networks", [INNER[1], "0.0.0.0/0"])
+def test_the_device_in_another_namespace_goes_on(networks: str) -> None:
+    """Redirection cannot follow it; the daemon can. A restart could not, and is refused."""
+    with underlay() as (a, b), node(a) as one, node(b) as other, namespace() as elsewhere:
+        introduce(one, other)
+        one.configure(
+            {"ListenPort": PORT, "Address": f"{INNER[0]}/24"},
+            [other.peer(networks, endpoint=endpoint(OUTER[1]))],
+        )
+        one.up()
+        other.up()
+        assert ping(a, INNER[1]) == 3
+        a.run("ip", "link", "set", one.name, "netns", elsewhere.name)
+        elsewhere.run("ip", "link", "set", one.name, "up")
+        elsewhere.run("ip", "address", "add", f"{INNER[0]}/24", "dev", one.name)
+        wait_for(lambda: one.show()["datapath"]["path"] == "userspace")
+        assert "has left this network namespace" in one.log()
+        wait_for(lambda: ping(elsewhere, INNER[1], 1) == 1)
+        refused = one.command("restart", one.name)
+        assert refused.returncode == 1
+        assert "is in another network namespace" in refused.stderr
+        assert ping(elsewhere, INNER[1]) == 3
+        assert "Traceback" not in one.log()
+        elsewhere.run("ip", "link", "set", one.name, "netns", a.name)
+        wait_for(lambda: one.show()["datapath"]["path"] == "kernel", 30)
+
+
+def test_what_was_counted_before_a_fall_stays_counted() -> None:
+    with pair() as (one, other), namespace() as elsewhere:
+        assert ping(one.ns, INNER[1], 20) == 20
+        one.ns.run("ip", "link", "set", one.name, "netns", elsewhere.name)
+        wait_for(lambda: one.show()["datapath"]["path"] == "userspace")
+        elsewhere.run("ip", "link", "set", one.name, "netns", one.ns.name)
+        wait_for(lambda: one.show()["datapath"]["path"] == "kernel", 30)
+        before = one.show()["peers"][0]
+        assert before["tx_packets"] >= 20
+        one.restart()
+        after = one.show()["peers"][0]
+        assert after["tx_packets"] >= before["tx_packets"]
+        assert after["rx_packets"] >= before["rx_packets"]
+        assert other.show()["drops"]["replayed"] == 0

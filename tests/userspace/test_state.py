@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ebpfvpn import tai64n
 from ebpfvpn.datapath import Left
+from ebpfvpn.losses import SocketLosses
 from ebpfvpn.userspace import state
 from ebpfvpn.userspace.replay_window import ReplayWindow, Verdict
 from ebpfvpn.userspace.state import State
@@ -25,7 +26,9 @@ TIMESTAMPS = {PEER: bytes(range(12)), OTHER_PEER: tai64n.NEVER}
 def written(bench: Bench) -> State:
     """As the next process reads it."""
     peers = bench.datapath.state(TIMESTAMPS)
-    found = state.read(state.write(State("identity", 51820, 7, ["10.5.0.0/16"], peers)))
+    found = state.read(
+        state.write(State("identity", 51820, 7, ["10.5.0.0/16"], SocketLosses([3, 4], 5), peers))
+    )
     assert found is not None
     assert found.peers == peers
     return found

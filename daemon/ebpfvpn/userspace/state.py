@@ -16,6 +16,7 @@ from typing import Any
 
 from ebpfvpn.datapath import Traffic
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.losses import SocketLosses
 
 _MOST = 1 << 30
 _MFD_NOEXEC_SEAL = 8
@@ -63,6 +64,7 @@ class State:
     fwmark: int
     networks: list[str]
     """Allowed-ips of all peers, for their routes."""
+    losses: SocketLosses
     peers: list[PeerState]
 
 
@@ -106,7 +108,8 @@ def read(fd: int) -> State | None:
         data = file.read(_MOST)
     try:
         found = json.loads(data)
-        return State(peers=[_peer(peer) for peer in found.pop("peers")], **found)
+        losses = SocketLosses(**found.pop("losses"))
+        return State(peers=[_peer(peer) for peer in found.pop("peers")], losses=losses, **found)
     except (ValueError, KeyError, TypeError):
         return None
 
