@@ -119,8 +119,7 @@ class Paths:
         for data, source, tos in arrived:
             if data[:1] != bytes([_DATA]):
                 found.append((data, source))
-            elif self._kernel is not None:
-                # The socket's filter let in those of live sessions alone.
+            elif self._kernel is not None and self._kernel.has(_receiver(data)):
                 self._kernel.reinject(data, source, tos)
                 self.counters["reinjected"] += 1
             else:
@@ -429,6 +428,12 @@ def _joined(front: Left, here: Left) -> Left:
     return replace(
         front, current=current, next=following, others=[*others, *front.others, *here.others]
     )
+
+
+def _receiver(data: bytes) -> int:
+    """Of a data message; 0, which is no index, if it is too short for one."""
+    whole = len(data) >= wire.Data.LAYOUT.size + wire.TAG_LENGTH
+    return wire.Data.LAYOUT.unpack_from(data)[1] if whole else 0
 
 
 def _without_numbers(reason: str) -> str:

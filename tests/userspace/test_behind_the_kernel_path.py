@@ -39,3 +39,25 @@ def test_a_session_that_is_confirmed_there_is_sealed_with_there(has_older: bool)
     assert [counter for _, counter, _ in bench.texts()] == [0, 1]
     kernel.send.assert_not_called()
     os.close(kernel.events_fd())
+
+
+@pytest.mark.parametrize("length", [4, 16, 31, 32, 200])
+def test_what_is_of_no_session_is_not_reinjected(length: int) -> None:
+    """It would come back: the programs pass it on, to the socket."""
+    bench = Bench()
+    paths = Paths(tun=bench.tun, udp=bench.udp, userspace=bench.datapath, kernel=None, reason="",
+                  build=None)  # fmt: skip
+    kernel = MagicMock(KernelDatapath)
+    kernel.events_fd.return_value = os.eventfd(0, os.EFD_CLOEXEC)
+    kernel.has.side_effect = lambda index: index == 77
+    kernel.drops.return_value = {}
+    paths._take_front(kernel)
+    stray = (4).to_bytes(4, "little") + (78).to_bytes(4, "little") + bytes(192)
+    own = (4).to_bytes(4, "little") + (77).to_bytes(4, "little") + bytes(192)
+    for data in (stray[:length], own):
+        bench.udp.arrivals.append((data, 0, REMOTE[4], 0))
+    with bench.clock():
+        assert paths.messages(SOCKET) == []
+    kernel.reinject.assert_called_once_with(own, REMOTE[4], 0)
+    assert paths.drops()["unknown_index"] == 1
+    os.close(kernel.events_fd())

@@ -225,6 +225,10 @@ class KernelDatapath:
     def retire(self, local_index: int) -> None:
         self._sessions.retire(local_index)
 
+    def has(self, local_index: int) -> bool:
+        """Whether it is a session here, and not retired."""
+        return self._sessions.has(local_index)
+
     def set_usable(self, peer: int, usable: bool) -> None:
         to = layout.SetPeer(peer=peer, fields=layout.SET_USABLE, usable=usable)
         self._loaded.programs["set_peer"].syscall(to)

@@ -90,6 +90,9 @@ class Sessions:
             to.next = next
         self._set_peer.syscall(to)
 
+    def has(self, local_index: int) -> bool:
+        return local_index in self._peers
+
     def of_peer(self, peer: int) -> list[int]:
         return [index for index, owner in self._peers.items() if owner == peer]
 
