@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import mmsg
 from ebpfvpn import wire
-from lab import ROOT
+from lab import ROOT, wait_for
 from patterns import (
     DATA,
     HANDSHAKE,
@@ -324,6 +324,16 @@ def test_batches_keep_lengths_and_order(sockets: tuple[socket.socket, socket.soc
 
 def test_times_of_arrival_are_the_kernels(sockets: tuple[socket.socket, socket.socket]) -> None:
     receiver = mmsg.Receiver(sockets[1], timestamps=True)
+
+    def stamps_arrivals() -> bool:
+        """The kernel begins to some time after it is asked; until then it stamps what is read."""
+        mmsg.Sender(sockets[0]).send([b"x"])
+        time.sleep(0.02)
+        before = time.time_ns()
+        assert receiver.read() == 1
+        return receiver.times(1)[0] < before - 10_000_000
+
+    wait_for(stamps_arrivals, 10, "the kernel to stamp arrivals")
     for _ in range(2):
         before = time.time_ns()
         mmsg.Sender(sockets[0]).send([b"x"] * 5)
