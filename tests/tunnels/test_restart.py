@@ -64,6 +64,16 @@ def lossless(one: Node, other: Node) -> Iterator[tuple[Numbered, Numbered]]:
 
 
 WAYS = pytest.mark.parametrize("way", [restart, kill_and_up])
+UPGRADES = pytest.mark.parametrize(
+    ("mode", "way"),
+    [
+        ("native", restart),
+        ("native", kill_and_up),
+        ("generic", restart),
+        ("tc", kill_and_up),
+    ],
+)
+"""Each mode and each way: all of both take minutes, and are no different from each other."""
 
 
 @WAYS
@@ -145,8 +155,7 @@ class Attached:
         return found
 
 
-@WAYS
-@pytest.mark.parametrize("mode", MODES)
+@UPGRADES
 def test_other_programs_take_the_place_of_the_old_ones(
     mode: str, way: Callable[[Node], None], tmp_path: Path
 ) -> None:
@@ -166,8 +175,7 @@ def test_other_programs_take_the_place_of_the_old_ones(
         assert after.steer != before[0].steer
 
 
-@WAYS
-@pytest.mark.parametrize("mode", MODES)
+@UPGRADES
 def test_an_upgrade_to_another_layout(
     mode: str, way: Callable[[Node], None], another: Path
 ) -> None:
@@ -202,8 +210,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-@WAYS
-@pytest.mark.parametrize("mode", MODES)
+@UPGRADES
 def test_an_upgrade_from_the_programs_before_these(
     mode: str, way: Callable[[Node], None], earlier: Path
 ) -> None:
