@@ -45,7 +45,8 @@ def test_the_endpoint_follows_an_address_that_changes_under_traffic(mode: str) -
             there.wait_for_more(500)
             back.wait_for_more(500)
         assert other.show()["peers"][0]["endpoint"] == f"192.0.2.99:{PORT}"
-        assert other.show()["daemon"]["roamed"] == 1
+        # One that was overtaken leads back for a moment.
+        assert other.show()["daemon"]["roamed"] in (1, 3, 5)
         assert (there.duplicates, back.duplicates) == ([], [])
         # Not more than what was on its way, or had the old source until the daemon heard of it.
         assert len(there.lost) < 200
