@@ -19,6 +19,7 @@ MOVED = {4: ("192.0.2.11", "192.0.2.12"), 6: ("2001:db8::11", "2001:db8::12")}
 @contextlib.contextmanager
 def both_ways(p: Pair, rate: int) -> Iterator[tuple[NumberedPackets, NumberedPackets]]:
     """To theirs, to ours."""
+    ping(p.our_ns, INNER[4][1])  # else both sides may begin a session at once
     with (
         NumberedPackets(p.our_ns, p.their_ns, INNER[4][1], rate) as there,
         NumberedPackets(p.their_ns, p.our_ns, INNER[4][0], rate) as back,
