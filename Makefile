@@ -37,7 +37,7 @@ test:
 	@tools/install test
 	@$(MAKE) --no-print-directory -s .venv bpf
 	@$(MAKE) --no-print-directory -s check
-	.venv/bin/pytest
+	.venv/bin/pytest -n 4 --maxschedchunk 1
 
 check: .venv
 	.venv/bin/ruff check

@@ -1,4 +1,4 @@
-"""Runs the tests of tunnels on both paths; see both_paths.py."""
+"""Runs the tests of tunnels on both paths (both_paths.py), many tests at once (turns.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ from pathlib import Path
 import pytest
 
 import both_paths
+from turns import turn
 
 _TESTS = Path(__file__).parent
 _FIXTURE = "moved_by"
+
+
+@pytest.fixture(autouse=True)
+def among_others(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Iterator[None]:
+    if worker_id == "master" or request.node.get_closest_marker("kernels"):
+        yield
+        return
+    # The parent is the same for all workers.
+    directory = tmp_path_factory.getbasetemp().parent
+    with turn(directory, alone=request.node.get_closest_marker("alone") is not None):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +45,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: set[str] = set()
     items[:] = [item for item in items if _is_run(item, seen)]
+    # The longest first; last those that have only one processor's work in them.
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    names = [marker.name for marker in item.iter_markers()]
+    return -1 if "kernels" in names else 1 if "alone" in names else 0
 
 
 def _is_run(item: pytest.Item, seen: set[str]) -> bool:

@@ -21,6 +21,8 @@ from tunnels.nodes import (
 )
 from tunnels.traffic import Numbered, ping, tcp
 
+pytestmark = pytest.mark.alone
+
 SECOND = 1.0
 RATE = 1000
 

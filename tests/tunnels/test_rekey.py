@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from both_paths import in_userspace
 from tunnels.nodes import INNER, Node, introduce, node, underlay, wait_for
 from tunnels.traffic import Numbered, ping
+
+pytestmark = pytest.mark.alone
 
 
 def current(node: Node) -> set[int]:

@@ -37,6 +37,8 @@ from tunnels.nodes import (
 )
 from tunnels.traffic import Numbered, ping
 
+pytestmark = pytest.mark.alone
+
 
 def restart(node: Node) -> None:
     node.restart()

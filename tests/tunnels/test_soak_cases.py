@@ -20,6 +20,8 @@ from soak_damage import TUNNELS
 from soak_lab import RelayLab
 from soak_run import Options, Result, Run
 
+pytestmark = pytest.mark.alone
+
 SOAK = [sys.executable, str(ROOT / "tools/soak")]
 PLACES = ("/run/netns", "/run/ebpfvpn", "/sys/fs/bpf/ebpfvpn")
 

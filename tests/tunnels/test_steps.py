@@ -26,6 +26,8 @@ from tunnels.test_damage import damaged, directory, gro, remove_pins, repairs, r
 from tunnels.test_foreign import FOREIGN, xdp_id
 from tunnels.traffic import Numbered, ping, tcp
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> str:

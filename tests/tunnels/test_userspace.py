@@ -36,6 +36,8 @@ READ_ONLY_BPFFS = (
 
 NO_LIBBPF = """
 import ctypes
+
+pytestmark = pytest.mark.alone
 real = ctypes.CDLL
 def missing(name, *more, **options):
     if "libbpf" in (name or ""):
