@@ -28,7 +28,7 @@ from ebpfvpn.datapath import Left
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel import adoption, bpffs, generation
 from ebpfvpn.kernel.adoption import Found
-from ebpfvpn.losses import Losses
+from ebpfvpn.losses import Losses, SocketLosses
 from ebpfvpn.netlink import Monitor, Netlink
 from ebpfvpn.path_choice import Made
 from ebpfvpn.paths import Paths
@@ -137,7 +137,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         peers, left = _peers(config, datapath)
         for sock in udp.sockets:
             datapath.accept_only_messages(sock)
-        losses = Losses(udp, datapath, state.losses if state else None)
+        losses = Losses(udp, datapath, _losses(state, udp))
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
         if before:
@@ -192,6 +192,13 @@ def _state(config: Config, kept: int | None) -> State | None:
     """Of sessions in userspace, in the process before."""
     state = None if kept is None else read(kept)
     return state if state and state.identity == path_choice.identity(config) else None
+
+
+def _losses(state: State | None, udp: UdpSockets) -> SocketLosses | None:
+    """In the process before. Sockets on another port count from zero."""
+    if state and state.port != udp.port:
+        return replace(state.losses, dropped=[])
+    return state.losses if state else None
 
 
 def _fwmark(

@@ -128,6 +128,19 @@ def test_lost_in_socket(one: Node, to: str) -> None:
     assert (drops(one)["socket_refused"], drops(one)["lost_in_socket"]) == (1010 * bad, lost)
 
 
+def test_sockets_on_another_port_lost_nothing_yet() -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="userspace", RecvBuffer=65536)
+        one.up()
+        with frozen(one):
+            send(one, OUTER[0], [INITIATION] * 1000)
+        lost = drops(one)["lost_in_socket"]
+        assert 0 < lost < 1000
+        introduce(one, other, Datapath="userspace", ListenPort=PORT + 1)
+        one.restart()
+        assert drops(one)["lost_in_socket"] == lost
+
+
 def test_lost_in_tun(one: Node) -> None:
     assert drops(one)["lost_in_tun"] == 0
     with frozen(one), one.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
