@@ -262,12 +262,16 @@ class KernelDatapath:
         return self._sessions.states()
 
     def drops(self) -> dict[str, int]:
-        """Also "daemon_send_failed": frames of `send` and `reinject` the kernel did not take."""
+        """Also "daemon_send_failed": frames of `send` and `reinject` the kernel did not take; and
+        "lost_in_segmenter": messages too long for their way, on their way to the daemon."""
         raw = memoryview(self._map("drops").lookup(number(0)) or b"").cast("Q")
         counters = {
             reason: sum(raw[i :: len(self._reasons)]) for i, reason in enumerate(self._reasons)
         }
-        return counters | {"daemon_send_failed": self._send_failed}
+        return counters | {
+            "daemon_send_failed": self._send_failed,
+            "lost_in_segmenter": self._sealing.lost(),
+        }
 
     def events_fd(self) -> int:
         return self._poll.fileno()
