@@ -34,6 +34,7 @@ from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
+from ebpfvpn.peer import NO_TRAFFIC
 from ebpfvpn.tun import Tun
 from ebpfvpn.udp import UdpSockets
 from ebpfvpn.userspace.datapath import UserspaceDatapath
@@ -269,7 +270,7 @@ class Paths:
         for one in found:
             if one.number is not None:
                 self._peers[one.number] = _Known(one.public_key, (), one.timestamp)
-        if self._kernel is not None and self._state:
+        if self._kernel is not None and self._userspace.sessions():
             self._now_in_front()
         return found
 
@@ -281,7 +282,8 @@ class Paths:
 
     def state(self) -> list[PeerState] | None:
         """What the process that follows goes on with; None where nothing of it is here."""
-        if self._kernel is not None and not (self._userspace.sessions() or self._gone_traffic):
+        counted = self._gone_traffic or set(self._userspace.traffic().values()) - {NO_TRAFFIC}
+        if self._kernel is not None and not (self._userspace.sessions() or counted):
             return None
         timestamps = {number: peer.timestamp for number, peer in self._peers.items()}
         return [self._with_gone(one) for one in self._userspace.state(timestamps)]
