@@ -252,9 +252,13 @@ class Paths:
 
     def left(self) -> list[Left]:
         here = {peer.number: self._userspace.restore(peer) for peer in self._state}
+        numbers = {one.public_key: number for number, one in here.items()}
         found = []
         for one in self._kernel.left() if self._kernel else []:
-            if one.number is None:
+            if one.number is None and one.public_key in numbers:
+                number = numbers[one.public_key]
+                here[number] = _renewed(here[number], one)
+            elif one.number is None:
                 found.append(one)
             elif one.number in here:
                 found.append(_joined(one, here.pop(one.number)))
@@ -429,6 +433,16 @@ def _joined(front: Left, here: Left) -> Left:
     ]
     return replace(
         front, current=current, next=following, others=[*others, *front.others, *here.others]
+    )
+
+
+def _renewed(here: Left, older: Left) -> Left:
+    """Of a peer that the kernel path in front does not have yet, but an older one did."""
+    return replace(
+        here,
+        endpoint=here.endpoint or older.endpoint,
+        timestamp=max(here.timestamp, older.timestamp),
+        renew=older.renew,
     )
 
 

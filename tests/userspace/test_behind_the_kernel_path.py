@@ -91,6 +91,24 @@ def test_sessions_behind_the_kernel_path_are_renewed() -> None:
     assert paths.events() == [PathChanged(sealing_lost=False)]
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_what_an_older_kernel_path_left_of_a_peer_is_told_with_it(heard: bool) -> None:
+    """Else its sessions there would be forgotten, and never renewed."""
+    before, bench = Bench(), Bench()
+    if not heard:
+        before.peer.endpoint = None
+    state = before.datapath.state({PEER: bytes(12)})
+    older = Left(bytes(32), None, endpoint=REMOTE[6], timestamp=bytes([1] * 12), renew=True)
+    stranger = Left(bytes([1] * 32), None, renew=True)
+    paths = with_state(bench, state, [older, stranger])
+    told = {one.public_key: one for one in paths.left()}
+    assert told.pop(bytes([1] * 32)) == stranger
+    (one,) = told.values()
+    assert (one.number, one.renew, one.timestamp) == (PEER, True, bytes([1] * 12))
+    assert one.current == before.session.known
+    assert one.endpoint == REMOTE[4 if heard else 6]
+
+
 @pytest.mark.parametrize("length", [4, 16, 31, 32, 200])
 def test_what_is_of_no_session_is_not_reinjected(length: int) -> None:
     """It would come back: the programs pass it on, to the socket."""
