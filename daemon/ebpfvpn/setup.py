@@ -68,14 +68,13 @@ class Interface:
     fwmark: int
 
     def remove(self) -> None:
-        """Takes everything away."""
-        self.datapath.remove()
-        netlink = Netlink()
-        try:
-            AllowedIpRoutes.remove_rules(netlink, self.fwmark)
-            self.tun.persist(False)
-        finally:
-            netlink.close()
+        """Takes everything away, each part whatever happens to the others."""
+        with contextlib.ExitStack() as parts:
+            netlink = Netlink()
+            parts.callback(netlink.close)
+            parts.callback(self.tun.persist, False)
+            parts.callback(AllowedIpRoutes.remove_rules, netlink, self.fwmark)
+            parts.callback(self.datapath.remove)
 
     def descriptors_of_restart(self) -> dict[str, int]:
         """The same and, where this process has sessions, those. They are moved no more."""
@@ -104,11 +103,11 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     netlink = Netlink()
     undo.callback(netlink.close)
     mtu = config.interface.mtu or _mtu(netlink, config)
-    found, missing = path_choice.find(netlink, config, mtu)
     kept = handover.inherited()
     state = _state(config, kept.pop(_SESSIONS, None))
+    found, missing = path_choice.find(netlink, config, mtu, tun_stays=state is not None)
     before = _before(found, state)
-    tun = _tun(netlink, config.name, kept.pop(_TUN, None), goes_on=before is not None)
+    tun = _tun(netlink, config.name, kept.pop(_TUN, None), found, goes_on=before is not None)
     undo.callback(tun.close)
     remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
@@ -243,8 +242,8 @@ def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
     return allowed_ips
 
 
-def _tun(netlink: Netlink, name: str, kept: int | None, *, goes_on: bool) -> Tun:
-    """`kept`: its descriptor, from an earlier daemon."""
+def _tun(netlink: Netlink, name: str, kept: int | None, found: Found, *, goes_on: bool) -> Tun:
+    """`kept`: its descriptor, from an earlier daemon; `goes_on`: so does what is moved by it."""
     if kept is not None:
         tun = Tun.inherit(kept, name)
         if tun and goes_on:
@@ -253,7 +252,7 @@ def _tun(netlink: Netlink, name: str, kept: int | None, *, goes_on: bool) -> Tun
             netlink.delete_link(tun.ifindex)
         os.close(kept)
     try:
-        if goes_on:
+        if found.newest:
             return Tun.attach(name)
         tun = Tun.create(name)
     except TunError as error:

@@ -1,0 +1,47 @@
+"""Parts of bringing an interface up, and of taking it away."""
+
+from __future__ import annotations
+
+import secrets
+from ipaddress import ip_network
+from unittest.mock import MagicMock
+
+import pytest
+
+from ebpfvpn import setup
+from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
+from ebpfvpn.errors import OperatorError
+from ebpfvpn.kernel.adoption import NOTHING
+from ebpfvpn.netlink import Netlink
+from ebpfvpn.tun import alias
+from netns import namespace
+
+
+def test_a_device_is_ours_also_when_it_has_to_be_made_for_what_goes_on() -> None:
+    name = f"ts{secrets.token_hex(4)}"
+    with namespace() as ns:
+        netlink = ns.call(Netlink)
+        tun = ns.call(setup._tun, netlink, name, None, NOTHING, goes_on=True)
+        link = netlink.link(tun.ifindex)
+        assert link is not None
+        assert link.alias == alias(name)
+        with pytest.raises(OperatorError, match="exists already"):
+            ns.call(setup._tun, netlink, name, None, NOTHING, goes_on=True)
+        tun.close()
+        netlink.close()
+
+
+def test_what_fails_to_be_taken_away_keeps_nothing_else() -> None:
+    interface = MagicMock(fwmark=4711)
+    interface.datapath.remove.side_effect = OSError("no")
+    with namespace() as ns:
+        netlink = ns.call(Netlink)
+        before = ns.run("ip", "rule")
+        routes = AllowedIpRoutes(netlink, ns.ifindex("lo"), "auto")
+        ns.call(routes.add, [ip_network("0.0.0.0/0")], interface.fwmark)
+        assert ns.run("ip", "rule") != before
+        with pytest.raises(OSError, match="no"):
+            ns.call(setup.Interface.remove, interface)
+        assert ns.run("ip", "rule") == before
+        netlink.close()
+    interface.tun.persist.assert_called_once_with(False)
