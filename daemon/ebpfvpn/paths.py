@@ -155,7 +155,7 @@ class Paths:
                 log.exception("a bug")
                 self._fall(self._kernel, type(error).__name__)
                 return []
-            self._filter()
+            self.filter_sockets()
             return done
         try:
             kernel = self._builder.poll(self._add_peers)
@@ -237,7 +237,7 @@ class Paths:
         }
         self._events.append(PathChanged(sealing_lost=False))
 
-    def _filter(self) -> None:
+    def filter_sockets(self) -> None:
         """Puts the kernel path's filter on the sockets, once userspace has nothing to open."""
         if self._kernel is not None and not self._userspace.sessions():
             for sock in self._udp.sockets:
@@ -378,10 +378,6 @@ class Paths:
         for path in self._both():
             total.update(path.drops())
         return dict(total)
-
-    def accept_only_messages(self, sock: socket.socket) -> None:
-        """See `_filter`."""
-        self._filter()
 
     def events_fd(self) -> int:
         return self._poll.fileno()

@@ -134,8 +134,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             failed.callback(AllowedIpRoutes.remove_rules, netlink, fwmark)
             failed.callback(datapath.remove)
         peers, left = _peers(config, datapath)
-        for sock in udp.sockets:
-            datapath.accept_only_messages(sock)
+        datapath.filter_sockets()
         losses = Losses(udp, datapath, _losses(state, udp))
         _address(config, netlink, tun)
         _route(config, routes, fwmark)

@@ -154,7 +154,9 @@ class KernelDatapath:
         return {"path": "kernel", "devices": devices, "pins": str(self._generation.pins)}
 
     def accept_only_messages(self, sock: socket.socket) -> None:
-        """Puts the filter of accept.h on a UDP socket of the daemon."""
+        """From now on a UDP socket of the daemon takes well-formed handshake messages, and data
+        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
+        "socket_refused". See accept.h."""
         program = self._loaded.programs["accept_message"]
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
 
