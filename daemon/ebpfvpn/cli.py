@@ -221,11 +221,11 @@ def _left_over(name: str) -> bool:
 def _clean(name: str) -> None:
     """Takes away what a daemon left that could not do it, but nothing of one that runs."""
     if _left_over(name) and not control.is_up(name):
-        from ebpfvpn import daemon
         from ebpfvpn.datapath import DatapathError
+        from ebpfvpn.kernel import leftovers
 
         try:
-            daemon.clean(name)
+            leftovers.clean(name)
         except DatapathError as error:
             raise OperatorError(str(error)) from error
         control.socket_path(name).unlink(missing_ok=True)

@@ -116,11 +116,6 @@ def _run(
     return None
 
 
-def clean(name: str) -> None:
-    """Takes away what a daemon left that could not do it."""
-    leftovers.clean(name)
-
-
 def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 

@@ -21,6 +21,7 @@ import ebpfvpn
 from ebpfvpn import cli, control
 from ebpfvpn.config import Config
 from ebpfvpn.datapath import DatapathError
+from ebpfvpn.kernel import leftovers
 
 RUN_DIRECTORY = Path(sys.argv[1])
 
@@ -62,6 +63,7 @@ def clean(name: str) -> None:
 
 control.RUN_DIRECTORY = RUN_DIRECTORY
 daemon = types.ModuleType("ebpfvpn.daemon")
-daemon.run, daemon.clean = run, clean  # type: ignore[attr-defined]
+daemon.run = run  # type: ignore[attr-defined]
+leftovers.clean = clean
 sys.modules[daemon.__name__] = ebpfvpn.daemon = daemon  # type: ignore[attr-defined,unused-ignore]
 cli.main(sys.argv[3:], prog_name="ebpfvpn")
