@@ -31,6 +31,7 @@ from ebpfvpn.kernel.adoption import Found
 from ebpfvpn.losses import Losses, SocketLosses
 from ebpfvpn.netlink import Monitor, Netlink
 from ebpfvpn.path_choice import Made
+from ebpfvpn.path_mtu import HEADERS
 from ebpfvpn.paths import Paths
 from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
@@ -38,8 +39,6 @@ from ebpfvpn.userspace.state import State, read, write
 
 Network = IPv4Network | IPv6Network
 
-OVERHEAD = 80
-"""Of a message over IPv6: 40 + 8 + 16 + 16 bytes."""
 DEFAULT_MTU = 1420
 _LEAST_MTU = 1280
 _TUN, _SESSIONS = "tun", "sessions"
@@ -298,16 +297,13 @@ def _mtu(netlink: Netlink, config: Config) -> int:
     known = next(iter(generation.find(config.name)), None)
     fwmark = config.interface.fwmark or (known.facts.fwmark if known else 0)
     remotes = _literal_endpoints(config) or {IPv4Address("0.0.0.0"), IPv6Address("::")}
-    neighbours: underlay.Neighbours = {}
     mtus = []
     for remote in remotes:
         with contextlib.suppress(OSError):
-            way = underlay.resolve(
-                netlink, links.get, remote, None, fwmark=fwmark, neighbours=neighbours
-            )
+            way = underlay.resolve(netlink, links.get, remote, None, fwmark=fwmark, find_mac=False)
             if way is not None and not way.link.loopback:
                 mtus.append(way.mtu)
-    return max(max(mtus) - OVERHEAD, _LEAST_MTU) if mtus else DEFAULT_MTU
+    return max(max(mtus) - HEADERS[6], _LEAST_MTU) if mtus else DEFAULT_MTU
 
 
 def _literal_endpoints(config: Config) -> set[IPv4Address | IPv6Address]:

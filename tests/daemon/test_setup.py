@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 from ipaddress import ip_network
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 
-from ebpfvpn import setup
+from ebpfvpn import keys, setup
 from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
+from ebpfvpn.config import Config, InterfaceConfig, PeerConfig
+from ebpfvpn.config_values import HostPort
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel.adoption import NOTHING
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import alias
-from netns import namespace
+from netns import address, namespace, veth
 
 
 def test_a_device_is_ours_also_when_it_has_to_be_made_for_what_goes_on() -> None:
@@ -28,6 +31,20 @@ def test_a_device_is_ours_also_when_it_has_to_be_made_for_what_goes_on() -> None
         with pytest.raises(OperatorError, match="exists already"):
             ns.call(setup._tun, netlink, name, None, NOTHING, goes_on=True)
         tun.close()
+        netlink.close()
+
+
+def test_the_mtu_is_known_without_asking_who_the_neighbour_is() -> None:
+    peer = PeerConfig(bytes(32), endpoint=HostPort("192.0.2.2", 51820))
+    interface = InterfaceConfig(keys.generate_private_key())
+    with namespace() as here, namespace() as there:
+        veth(here, there)
+        address(here, "under0", "192.0.2.1/24")
+        here.run("ip", "link", "set", "under0", "mtu", "1480")
+        netlink = here.call(Netlink)
+        made = Config(Path("wg0.conf"), "wg0", interface, (peer,))
+        assert here.call(setup._mtu, netlink, made) == 1400
+        assert here.run("ip", "neighbour", "show", "192.0.2.2") == ""
         netlink.close()
 
 
