@@ -16,7 +16,7 @@ class SocketLosses:
     """Of the UDP sockets."""
 
     dropped: list[int]
-    """What the kernel says of each: UdpSockets.dropped. Empty: they are others now."""
+    """What the kernel says of each: UdpSockets.dropped. Empty: they start anew."""
     lost: int
     """Packets, of those that were lost so far."""
 

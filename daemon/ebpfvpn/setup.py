@@ -134,7 +134,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             failed.callback(datapath.remove)
         peers, left = _peers(config, datapath)
         datapath.filter_sockets()
-        losses = Losses(udp, datapath, _losses(state, udp))
+        losses = Losses(udp, datapath, _losses(state, udp, found))
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
         if before:
@@ -191,9 +191,10 @@ def _state(config: Config, kept: int | None) -> State | None:
     return state if state and state.identity == path_choice.identity(config) else None
 
 
-def _losses(state: State | None, udp: UdpSockets) -> SocketLosses | None:
-    """In the process before. Sockets on another port count from zero."""
-    if state and state.port != udp.port:
+def _losses(state: State | None, udp: UdpSockets, found: Found) -> SocketLosses | None:
+    """In the process before. Sockets on another port count from zero; and how many of those that
+    they did not take since then were refused by a kernel path's filter is not known."""
+    if state and (state.port != udp.port or found.newest):
         return replace(state.losses, dropped=[])
     return state.losses if state else None
 

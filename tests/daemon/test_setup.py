@@ -14,9 +14,12 @@ from ebpfvpn.allowed_ip_routes import AllowedIpRoutes
 from ebpfvpn.config import Config, InterfaceConfig, PeerConfig
 from ebpfvpn.config_values import HostPort
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.kernel.adoption import NOTHING
+from ebpfvpn.kernel.adoption import NOTHING, Found
+from ebpfvpn.kernel.generation import Generation
+from ebpfvpn.losses import SocketLosses
 from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import alias
+from ebpfvpn.userspace.state import State
 from netns import address, namespace, veth
 
 
@@ -46,6 +49,17 @@ def test_the_mtu_is_known_without_asking_who_the_neighbour_is() -> None:
         assert here.call(setup._mtu, netlink, made) == 1400
         assert here.run("ip", "neighbour", "show", "192.0.2.2") == ""
         netlink.close()
+
+
+@pytest.mark.parametrize(
+    ("port", "older", "dropped"), [(7, [], [3, 4]), (8, [], []), (7, [MagicMock(Generation)], [])]
+)
+def test_which_counts_of_sockets_are_gone_on_with(
+    port: int, older: list[Generation], dropped: list[int]
+) -> None:
+    state = State("", 7, 0, [], SocketLosses([3, 4], 5), [])
+    found = setup._losses(state, MagicMock(port=port), Found(None, older))
+    assert found == SocketLosses(dropped, 5)
 
 
 def test_what_fails_to_be_taken_away_keeps_nothing_else() -> None:
