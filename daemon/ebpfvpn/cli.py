@@ -192,11 +192,11 @@ def _daemon(configuration: config.Config, *options: str) -> background.Run:
 
     def run(ready: Callable[[], None]) -> Next | None:
         # Here, because only `up` needs them.
-        from ebpfvpn import daemon
+        from ebpfvpn import lifetime
         from ebpfvpn.datapath import DatapathError
 
         try:
-            descriptors = daemon.run(configuration, ready)
+            descriptors = lifetime.run(configuration, ready)
         except DatapathError as error:
             raise OperatorError(f"{configuration.name}: {error}") from error
         if descriptors is None:

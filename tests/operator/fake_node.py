@@ -62,8 +62,8 @@ def clean(name: str) -> None:
 
 
 control.RUN_DIRECTORY = RUN_DIRECTORY
-daemon = types.ModuleType("ebpfvpn.daemon")
-daemon.run = run  # type: ignore[attr-defined]
+lifetime = types.ModuleType("ebpfvpn.lifetime")
+lifetime.run = run  # type: ignore[attr-defined]
 leftovers.clean = clean
-sys.modules[daemon.__name__] = ebpfvpn.daemon = daemon  # type: ignore[attr-defined,unused-ignore]
+sys.modules[lifetime.__name__] = ebpfvpn.lifetime = lifetime  # type: ignore[attr-defined,unused-ignore]
 cli.main(sys.argv[3:], prog_name="ebpfvpn")
