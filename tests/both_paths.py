@@ -32,6 +32,8 @@ KERNEL_ALONE = {
     "tunnels/test_losses.py::test_the_choice_of_a_datapath_survives_a_restart": (
         "in test_userspace.py too"
     ),
+    "tunnels/test_losses.py::test_lost_in_segmenter": _PROGRAMS,
+    "tunnels/test_losses.py::test_sockets_on_another_port_lost_nothing_yet": "chooses userspace",
     "tunnels/test_modes.py::test_auto_takes_native_first": _PROGRAMS,
     "tunnels/test_modes.py::test_nodes_of_different_modes": _PROGRAMS,
     "tunnels/test_pinned.py::test_maps_show_fields_by_name_and_keys_in_one_place_only": _PINS,

@@ -192,11 +192,11 @@ def _daemon(configuration: config.Config, *options: str) -> background.Run:
 
     def run(ready: Callable[[], None]) -> Next | None:
         # Here, because only `up` needs them.
-        from ebpfvpn import daemon
+        from ebpfvpn import lifetime
         from ebpfvpn.datapath import DatapathError
 
         try:
-            descriptors = daemon.run(configuration, ready)
+            descriptors = lifetime.run(configuration, ready)
         except DatapathError as error:
             raise OperatorError(f"{configuration.name}: {error}") from error
         if descriptors is None:
@@ -221,11 +221,11 @@ def _left_over(name: str) -> bool:
 def _clean(name: str) -> None:
     """Takes away what a daemon left that could not do it, but nothing of one that runs."""
     if _left_over(name) and not control.is_up(name):
-        from ebpfvpn import daemon
         from ebpfvpn.datapath import DatapathError
+        from ebpfvpn.kernel import leftovers
 
         try:
-            daemon.clean(name)
+            leftovers.clean(name)
         except DatapathError as error:
             raise OperatorError(str(error)) from error
         control.socket_path(name).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
@@ -14,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from ebpfvpn import control, handover, keys, setup, status
+from ebpfvpn import control, handover, keys, status
 from ebpfvpn.actions import (
     Action,
     EndpointMoved,
@@ -39,7 +38,6 @@ from ebpfvpn.device import Device
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.first_packets import FirstPackets
-from ebpfvpn.kernel import leftovers
 from ebpfvpn.resolver import Resolver
 from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
@@ -56,69 +54,6 @@ _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
 
 log = logging.getLogger(__name__)
-
-
-def run(config: Config, ready: Callable[[], None]) -> dict[str, int] | None:
-    """Brings the interface up, calls `ready`, and returns when it was told to stop: by SIGTERM,
-    SIGINT, or `down` on the control socket, and then everything is taken away (None); or by
-    `restart` there, and then packets go on, and what is returned are descriptors for the daemon
-    that is to follow. OperatorError."""
-
-    def stopped(*_: object) -> None:
-        raise _Stopped(f"{config.name}: stopped before it was ready")
-
-    signal.signal(signal.SIGTERM, stopped)
-    try:
-        with contextlib.ExitStack() as undo:
-            # One that came while the process executed this daemon.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            return _run(config, ready, undo)
-    except _Stopped:
-        leftovers.clean(config.name)
-        raise
-    except OSError as error:
-        raise OperatorError(f"{config.name}: {error.strerror or error}") from error
-
-
-class _Stopped(OperatorError):
-    """By SIGTERM: what was up before is not wanted any more either."""
-
-
-def _run(
-    config: Config, ready: Callable[[], None], undo: contextlib.ExitStack
-) -> dict[str, int] | None:
-    interface = setup.bring_up(config, undo)
-    was_ready = False
-
-    def now_ready() -> None:
-        nonlocal was_ready
-        was_ready = True
-        ready()
-
-    try:
-        daemon = Daemon(config, interface)
-        asyncio.run(daemon.serve(now_ready))
-    except BaseException:
-        # What was up stays up, for the next daemon.
-        if interface.is_new and not was_ready:
-            interface.remove()
-        raise
-    if daemon.restarts and not daemon.tun_is_gone:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        return interface.descriptors_of_restart()
-    interface.remove()
-    handover.forget(interface.descriptors())
-    if daemon.tun_is_gone:
-        raise OperatorError(
-            f"{config.name}: somebody deleted the device {config.name}, so everything else of the "
-            "tunnel was taken away too; run ebpfvpn up again"
-        )
-    return None
-
-
-def clean(name: str) -> None:
-    """Takes away what a daemon left that could not do it."""
-    leftovers.clean(name)
 
 
 def now() -> float:

@@ -7,7 +7,6 @@ methods are called from one thread and none blocks for longer than a few system 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
@@ -240,12 +239,7 @@ class Datapath(Protocol):
 
     def drops(self) -> dict[str, int]:
         """Packets dropped or handed on, by reason; every reason is there, zeros included.
-        "socket_refused" is what the filters of the daemon's UDP sockets refused."""
-
-    def accept_only_messages(self, sock: socket.socket) -> None:
-        """From now on the daemon's UDP socket takes well-formed handshake messages, and data
-        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
-        "socket_refused"."""
+        "socket_refused" is what filters on the daemon's UDP sockets refused."""
 
     def events_fd(self) -> int:
         """Readable when `events` has something."""

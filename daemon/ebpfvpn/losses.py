@@ -16,7 +16,7 @@ class SocketLosses:
     """Of the UDP sockets."""
 
     dropped: list[int]
-    """What the kernel says of each: UdpSockets.dropped."""
+    """What the kernel says of each: UdpSockets.dropped. Empty: they start anew."""
     lost: int
     """Packets, of those that were lost so far."""
 
@@ -32,24 +32,25 @@ class Losses:
         self._datapath = datapath
         self._refused = datapath.drops()[_REFUSED]
         self._dropped = udp.dropped()
-        self._most = 0
+        self._lost_before = self._most = before.lost if before else 0
         if before and len(before.dropped) == len(self._dropped):
-            self._dropped, self._most = before.dropped, before.lost
-        self._lost_before = self._most
+            self._dropped = before.dropped
 
     def of_sockets(self) -> SocketLosses:
         """To hand over with the sockets."""
-        self._count()
-        return SocketLosses(self._udp.dropped(), self._most)
+        dropped, _ = self._count()
+        return SocketLosses(dropped, self._most)
 
-    def _count(self) -> dict[str, int]:
+    def _count(self) -> tuple[list[int], dict[str, int]]:
+        """What the sockets and what the datapath say."""
         # In this order: a filter counts what it refuses just before the socket does.
-        dropped = zip(self._udp.dropped(), self._dropped, strict=True)
-        counted = self._datapath.drops()
-        lost = sum((now - before) % 2**32 for now, before in dropped)
+        dropped, counted = self._udp.dropped(), self._datapath.drops()
+        lost = sum(
+            (now - before) % 2**32 for now, before in zip(dropped, self._dropped, strict=True)
+        )
         lost -= counted[_REFUSED] - self._refused
         self._most = max(self._most, self._lost_before + lost)
-        return counted
+        return dropped, counted
 
     def drops(self, queue: Queue) -> dict[str, int]:
         """The datapath's, and by reasons of its own what was lost. `queue` is that of the TUN.
@@ -58,7 +59,8 @@ class Losses:
         a UDP checksum wrong; "lost_in_tun": the TUN's queue was full; "lost_in_stack": the kernel's
         own queue behind the TUN was, or the TUN was down.
         """
-        return self._count() | {
+        _, counted = self._count()
+        return counted | {
             "lost_in_socket": self._most,
             "lost_in_tun": queue.tx_dropped,
             "lost_in_stack": queue.rx_dropped,

@@ -33,9 +33,10 @@ class Made:
     fwmark: int
 
 
-def find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
+def find(netlink: Netlink, config: Config, mtu: int, *, tun_stays: bool) -> tuple[Found, str]:
     """What an earlier daemon left of a kernel path, and why there can be none; "": no reason is
-    known yet. DatapathError."""
+    known yet. What is not gone on with is taken away, with the TUN device unless it stays.
+    DatapathError."""
     if config.interface.datapath == "userspace" and not generation.directories(config.name):
         return NOTHING, ""
     try:
@@ -44,7 +45,8 @@ def find(netlink: Netlink, config: Config, mtu: int) -> tuple[Found, str]:
         if generation.directories(config.name):
             raise
         return NOTHING, str(error)
-    return adoption.find(netlink, config.name, _wanted(config, mtu)), ""
+    wanted = _wanted(config, mtu)
+    return adoption.find(netlink, config.name, wanted, tun_stays=tun_stays), ""
 
 
 def choose(made: Made, found: Found, missing: str, state: Sequence[PeerState]) -> Paths:
@@ -66,8 +68,7 @@ def choose(made: Made, found: Found, missing: str, state: Sequence[PeerState]) -
             if found.newest:
                 raise
             reason = str(error)
-    if kernel:
-        made.tun.persist()
+    made.tun.persist(kernel is not None)
     userspace = UserspaceDatapath(
         tun=made.tun,
         udp=made.udp,

@@ -9,14 +9,14 @@ from ebpfvpn.underlay import resolve
 
 _MOST_KNOWN = 16_384
 
-_HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
+HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
 """IP, UDP, header and tag of a message."""
 
 
 def longest_inner(mtu: int, version: int, inner_mtu: int) -> int:
     """On a way of `mtu` bytes, by the outer IP version; 0: whatever the TUN's MTU lets. Padding
     makes packets longer, but not than that."""
-    room = max(mtu - _HEADERS[version], 0)
+    room = max(mtu - HEADERS[version], 0)
     return 0 if room >= inner_mtu else room // wire.PADDING * wire.PADDING
 
 

@@ -34,6 +34,7 @@ from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
+from ebpfvpn.peer import NO_TRAFFIC
 from ebpfvpn.tun import Tun
 from ebpfvpn.udp import UdpSockets
 from ebpfvpn.userspace.datapath import UserspaceDatapath
@@ -154,7 +155,7 @@ class Paths:
                 log.exception("a bug")
                 self._fall(self._kernel, type(error).__name__)
                 return []
-            self._filter()
+            self.filter_sockets()
             return done
         try:
             kernel = self._builder.poll(self._add_peers)
@@ -236,7 +237,7 @@ class Paths:
         }
         self._events.append(PathChanged(sealing_lost=False))
 
-    def _filter(self) -> None:
+    def filter_sockets(self) -> None:
         """Puts the kernel path's filter on the sockets, once userspace has nothing to open."""
         if self._kernel is not None and not self._userspace.sessions():
             for sock in self._udp.sockets:
@@ -251,9 +252,13 @@ class Paths:
 
     def left(self) -> list[Left]:
         here = {peer.number: self._userspace.restore(peer) for peer in self._state}
+        numbers = {one.public_key: number for number, one in here.items()}
         found = []
         for one in self._kernel.left() if self._kernel else []:
-            if one.number is None:
+            if one.number is None and one.public_key in numbers:
+                number = numbers[one.public_key]
+                here[number] = _renewed(here[number], one)
+            elif one.number is None:
                 found.append(one)
             elif one.number in here:
                 found.append(_joined(one, here.pop(one.number)))
@@ -269,7 +274,7 @@ class Paths:
         for one in found:
             if one.number is not None:
                 self._peers[one.number] = _Known(one.public_key, (), one.timestamp)
-        if self._kernel is not None and self._state:
+        if self._kernel is not None and self._userspace.sessions():
             self._now_in_front()
         return found
 
@@ -281,7 +286,8 @@ class Paths:
 
     def state(self) -> list[PeerState] | None:
         """What the process that follows goes on with; None where nothing of it is here."""
-        if self._kernel is not None and not (self._userspace.sessions() or self._gone_traffic):
+        counted = self._gone_traffic or set(self._userspace.traffic().values()) - {NO_TRAFFIC}
+        if self._kernel is not None and not (self._userspace.sessions() or counted):
             return None
         timestamps = {number: peer.timestamp for number, peer in self._peers.items()}
         return [self._with_gone(one) for one in self._userspace.state(timestamps)]
@@ -373,10 +379,6 @@ class Paths:
             total.update(path.drops())
         return dict(total)
 
-    def accept_only_messages(self, sock: socket.socket) -> None:
-        """See `_filter`."""
-        self._filter()
-
     def events_fd(self) -> int:
         return self._poll.fileno()
 
@@ -427,6 +429,16 @@ def _joined(front: Left, here: Left) -> Left:
     ]
     return replace(
         front, current=current, next=following, others=[*others, *front.others, *here.others]
+    )
+
+
+def _renewed(here: Left, older: Left) -> Left:
+    """Of a peer that the kernel path in front does not have yet, but an older one did."""
+    return replace(
+        here,
+        endpoint=here.endpoint or older.endpoint,
+        timestamp=max(here.timestamp, older.timestamp),
+        renew=older.renew,
     )
 
 

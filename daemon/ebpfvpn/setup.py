@@ -28,9 +28,10 @@ from ebpfvpn.datapath import Left
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel import adoption, bpffs, generation
 from ebpfvpn.kernel.adoption import Found
-from ebpfvpn.losses import Losses
+from ebpfvpn.losses import Losses, SocketLosses
 from ebpfvpn.netlink import Monitor, Netlink
 from ebpfvpn.path_choice import Made
+from ebpfvpn.path_mtu import HEADERS
 from ebpfvpn.paths import Paths
 from ebpfvpn.tun import Tun, TunError, alias
 from ebpfvpn.udp import UdpSockets
@@ -38,8 +39,6 @@ from ebpfvpn.userspace.state import State, read, write
 
 Network = IPv4Network | IPv6Network
 
-OVERHEAD = 80
-"""Of a message over IPv6: 40 + 8 + 16 + 16 bytes."""
 DEFAULT_MTU = 1420
 _LEAST_MTU = 1280
 _TUN, _SESSIONS = "tun", "sessions"
@@ -68,14 +67,13 @@ class Interface:
     fwmark: int
 
     def remove(self) -> None:
-        """Takes everything away."""
-        self.datapath.remove()
-        netlink = Netlink()
-        try:
-            AllowedIpRoutes.remove_rules(netlink, self.fwmark)
-            self.tun.persist(False)
-        finally:
-            netlink.close()
+        """Takes everything away, each part whatever happens to the others."""
+        with contextlib.ExitStack() as parts:
+            netlink = Netlink()
+            parts.callback(netlink.close)
+            parts.callback(self.tun.persist, False)
+            parts.callback(AllowedIpRoutes.remove_rules, netlink, self.fwmark)
+            parts.callback(self.datapath.remove)
 
     def descriptors_of_restart(self) -> dict[str, int]:
         """The same and, where this process has sessions, those. They are moved no more."""
@@ -104,11 +102,11 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
     netlink = Netlink()
     undo.callback(netlink.close)
     mtu = config.interface.mtu or _mtu(netlink, config)
-    found, missing = path_choice.find(netlink, config, mtu)
     kept = handover.inherited()
     state = _state(config, kept.pop(_SESSIONS, None))
+    found, missing = path_choice.find(netlink, config, mtu, tun_stays=state is not None)
     before = _before(found, state)
-    tun = _tun(netlink, config.name, kept.pop(_TUN, None), goes_on=before is not None)
+    tun = _tun(netlink, config.name, kept.pop(_TUN, None), found, goes_on=before is not None)
     undo.callback(tun.close)
     remove_orphaned_rules(netlink)
     routes = AllowedIpRoutes(netlink, tun.ifindex, config.interface.table)
@@ -135,9 +133,8 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
             failed.callback(AllowedIpRoutes.remove_rules, netlink, fwmark)
             failed.callback(datapath.remove)
         peers, left = _peers(config, datapath)
-        for sock in udp.sockets:
-            datapath.accept_only_messages(sock)
-        losses = Losses(udp, datapath, state.losses if state else None)
+        datapath.filter_sockets()
+        losses = Losses(udp, datapath, _losses(state, udp, found))
         _address(config, netlink, tun)
         _route(config, routes, fwmark)
         if before:
@@ -194,6 +191,14 @@ def _state(config: Config, kept: int | None) -> State | None:
     return state if state and state.identity == path_choice.identity(config) else None
 
 
+def _losses(state: State | None, udp: UdpSockets, found: Found) -> SocketLosses | None:
+    """In the process before. Sockets on another port count from zero; and how many of those that
+    they did not take since then were refused by a kernel path's filter is not known."""
+    if state and (state.port != udp.port or found.newest):
+        return replace(state.losses, dropped=[])
+    return state.losses if state else None
+
+
 def _fwmark(
     netlink: Netlink, config: Config, routes: AllowedIpRoutes, before: _Before | None
 ) -> int:
@@ -236,8 +241,8 @@ def _lookup(peers: dict[int, PeerConfig]) -> AllowedIps:
     return allowed_ips
 
 
-def _tun(netlink: Netlink, name: str, kept: int | None, *, goes_on: bool) -> Tun:
-    """`kept`: its descriptor, from an earlier daemon."""
+def _tun(netlink: Netlink, name: str, kept: int | None, found: Found, *, goes_on: bool) -> Tun:
+    """`kept`: its descriptor, from an earlier daemon; `goes_on`: so does what is moved by it."""
     if kept is not None:
         tun = Tun.inherit(kept, name)
         if tun and goes_on:
@@ -246,7 +251,7 @@ def _tun(netlink: Netlink, name: str, kept: int | None, *, goes_on: bool) -> Tun
             netlink.delete_link(tun.ifindex)
         os.close(kept)
     try:
-        if goes_on:
+        if found.newest:
             return Tun.attach(name)
         tun = Tun.create(name)
     except TunError as error:
@@ -293,16 +298,13 @@ def _mtu(netlink: Netlink, config: Config) -> int:
     known = next(iter(generation.find(config.name)), None)
     fwmark = config.interface.fwmark or (known.facts.fwmark if known else 0)
     remotes = _literal_endpoints(config) or {IPv4Address("0.0.0.0"), IPv6Address("::")}
-    neighbours: underlay.Neighbours = {}
     mtus = []
     for remote in remotes:
         with contextlib.suppress(OSError):
-            way = underlay.resolve(
-                netlink, links.get, remote, None, fwmark=fwmark, neighbours=neighbours
-            )
+            way = underlay.resolve(netlink, links.get, remote, None, fwmark=fwmark, find_mac=False)
             if way is not None and not way.link.loopback:
                 mtus.append(way.mtu)
-    return max(max(mtus) - OVERHEAD, _LEAST_MTU) if mtus else DEFAULT_MTU
+    return max(max(mtus) - HEADERS[6], _LEAST_MTU) if mtus else DEFAULT_MTU
 
 
 def _literal_endpoints(config: Config) -> set[IPv4Address | IPv6Address]:

@@ -87,6 +87,10 @@ def test_roaming_tells_and_sticks(path: str) -> None:
         # An address that is taken away is not stuck to.
         other.ns.run("ip", "address", "del", "192.0.2.102/24", "dev", "under0")
         other.ns.call(other.datapath.network_changed)
+        if path != USERSPACE:  # there the kernel is asked with each message
+            known = other.datapath.endpoint(PEER)
+            assert known is not None
+            assert known.local is None
         other.datapath.send(PEER, [b""])
         one.event(Roamed(PEER))
         one.ping("10.66.0.2")

@@ -21,6 +21,7 @@ import ebpfvpn
 from ebpfvpn import cli, control
 from ebpfvpn.config import Config
 from ebpfvpn.datapath import DatapathError
+from ebpfvpn.kernel import leftovers
 
 RUN_DIRECTORY = Path(sys.argv[1])
 
@@ -61,7 +62,8 @@ def clean(name: str) -> None:
 
 
 control.RUN_DIRECTORY = RUN_DIRECTORY
-daemon = types.ModuleType("ebpfvpn.daemon")
-daemon.run, daemon.clean = run, clean  # type: ignore[attr-defined]
-sys.modules[daemon.__name__] = ebpfvpn.daemon = daemon  # type: ignore[attr-defined,unused-ignore]
+lifetime = types.ModuleType("ebpfvpn.lifetime")
+lifetime.run = run  # type: ignore[attr-defined]
+leftovers.clean = clean
+sys.modules[lifetime.__name__] = ebpfvpn.lifetime = lifetime  # type: ignore[attr-defined,unused-ignore]
 cli.main(sys.argv[3:], prog_name="ebpfvpn")

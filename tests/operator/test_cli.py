@@ -11,16 +11,15 @@ import select
 import signal
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-import ebpfvpn
 from ebpfvpn import __version__, cli, config, control, keys, show
 from ebpfvpn.errors import OperatorError
+from ebpfvpn.kernel import leftovers
 
 FAKE_NODE = Path(__file__).with_name("fake_node.py")
 PACKAGES = Path(cli.__file__).parents[1]
@@ -353,11 +352,8 @@ def test_a_daemon_that_runs_is_never_cleaned_up_after(
 ) -> None:
     run_directory.mkdir()
     control.socket_path("wgfake").touch()
-    daemon = types.ModuleType("ebpfvpn.daemon")
     cleaned: list[str] = []
-    daemon.clean = cleaned.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, daemon.__name__, daemon)
-    monkeypatch.setattr(ebpfvpn, "daemon", daemon, raising=False)
+    monkeypatch.setattr(leftovers, "clean", cleaned.append)
     monkeypatch.setattr(control, "is_up", lambda name: True)
     cli._clean("wgfake")
     assert cleaned == []

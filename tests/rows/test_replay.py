@@ -13,10 +13,10 @@ from ebpfvpn.kernel import window as kernel_window
 from ebpfvpn.kernel.layout import number
 from ebpfvpn.userspace.replay_window import ReplayWindow
 from ebpfvpn.userspace.replay_window import Verdict as Seen
-from rows import replay_rows
+from rows import replay_rows, replay_suite
 from rows.at_once import at_once
 from rows.packets import ethernet, ipv4, pad
-from rows.replay_rows import LATE, NEW, REPLAYED, SIZES, Counts, Model, Row, Window
+from rows.replay_rows import LATE, NEW, REPLAYED, SIZES, Counts, Model, Window
 from rows.tunnel import (
     INNER_HERE,
     INNER_THERE,
@@ -86,43 +86,15 @@ def window(request: pytest.FixtureRequest, sized: tuple[Tunnel, int]) -> Window:
     return Opened(sized[0], request.param, sized[1])
 
 
-def run(window: Window, row: Row) -> None:
-    window.start(row.start)
-    for i, (counter, verdict) in enumerate(row.script):
-        assert window.take(counter) == verdict, f"{row.description}: counter {counter}, line {i}"
-    assert window.counts() == row.counts, row.description
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_the_model_itself(size: int) -> None:
     for row in replay_rows.rows(size):
-        run(Model(size), row)
+        replay_suite.run(Model(size), row)
 
 
-def test_rows(window: Window) -> None:
-    for row in replay_rows.rows(window.size):
-        run(window, row)
-
-
-@given(data=st.data(), start=replay_rows.STARTS)
-@settings(max_examples=20, deadline=None, database=None)
-def test_same_verdicts_as_the_model(window: Window, data: st.DataObject, start: int) -> None:
-    compare(window, start, data.draw(replay_rows.steps(window.size)))
-
-
-def test_once_round_the_ring_and_back(window: Window) -> None:
-    ring = 2 << (window.size - 1).bit_length()
-    compare(window, 0, [0, ring, -ring, -window.size, 1, -window.size])
-
-
-def compare(window: Window, start: int, steps: list[int]) -> None:
-    model = Model(window.size)
-    model.start(start)
-    window.start(start)
-    for step in steps:
-        counter = max(model.received + step, 0)
-        assert window.take(counter) == model.take(counter), counter
-    assert window.counts() == model.counts()
+test_rows = replay_suite.rows
+test_same_verdicts_as_the_model = replay_suite.same_verdicts_as_the_model(examples=20)
+test_once_round_the_ring_and_back = replay_suite.once_round_the_ring_and_back
 
 
 @given(data=st.data(), start=replay_rows.STARTS)

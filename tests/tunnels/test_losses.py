@@ -17,6 +17,7 @@ from ebpfvpn.netlink import Netlink, Queue
 from netns import address, namespace
 from tunnels.nodes import (
     INNER,
+    INNER6,
     OUTER,
     OUTER6,
     PORT,
@@ -126,6 +127,37 @@ def test_lost_in_socket(one: Node, to: str) -> None:
     assert (drops(one)["socket_refused"], drops(one)["lost_in_socket"]) == (1005 * bad, lost)
     send(one, to, [GARBAGE] * 5)
     assert (drops(one)["socket_refused"], drops(one)["lost_in_socket"]) == (1010 * bad, lost)
+
+
+def test_sockets_on_another_port_lost_nothing_yet() -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="userspace", RecvBuffer=65536)
+        one.up()
+        with frozen(one):
+            send(one, OUTER[0], [INITIATION] * 1000)
+        lost = drops(one)["lost_in_socket"]
+        assert 0 < lost < 1000
+        introduce(one, other, Datapath="userspace", ListenPort=PORT + 1)
+        one.restart()
+        assert drops(one)["lost_in_socket"] == lost
+
+
+def test_lost_in_segmenter() -> None:
+    """What is too long for its way, and cannot be shorter, while the daemon does not send it on."""
+    with underlay(1280) as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, MTU=1420)
+        one.up()
+        other.up()
+        assert ping(a, INNER6[1]) == 3
+        assert drops(one)["lost_in_segmenter"] == 0
+        with frozen(one), a.call(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            for _ in range(500):
+                sock.sendto(bytes(1220), (INNER6[1], 9))
+        lost = drops(one)["lost_in_segmenter"]
+        assert 0 < lost < 500
+        wait_for(lambda: one.show()["daemon"].get("sent_fragmented", 0) == 500 - lost)
+        assert drops(one)["lost_in_segmenter"] == lost
+        assert f"  lost in segmenter: {lost}\n" in one.command("show", one.name).stdout
 
 
 def test_lost_in_tun(one: Node) -> None:

@@ -17,6 +17,7 @@ from tunnels.traffic import ping
 
 COUNTED_ELSEWHERE = {
     "daemon_send_failed",
+    "lost_in_segmenter",
     "lost_in_socket",
     "lost_in_stack",
     "lost_in_tun",

@@ -327,6 +327,33 @@ def test_the_device_in_another_namespace_goes_on(networks: str) -> None:
         wait_for(lambda: one.show()["datapath"]["path"] == "kernel", 30)
 
 
+def test_the_device_stays_when_the_kernel_path_is_made_anew_beside_userspace() -> None:
+    """For the sessions there go on with it, whatever the programs may not move any more."""
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other, Datapath="userspace")
+        one.up()
+        other.up()
+        assert ping(a, INNER[1]) == 3
+        introduce(one, other, Datapath="kernel")
+        one.restart()
+        ifindex = a.ifindex(one.name)
+        a.run("ip", "route", "add", "198.18.0.0/24", "dev", one.name)
+        # Of another shape, and the older one's programs would let IPv6 through.
+        one.configure(
+            {"ListenPort": PORT, "Address": f"{INNER[0]}/24", "MTU": 4000, "Datapath": "kernel"},
+            [other.peer(INNER[1], endpoint=endpoint(OUTER[1]))],
+        )
+        one.restart()
+        assert "took something away" in one.log()
+        assert one.show()["datapath"]["path"] == "kernel"
+        assert a.ifindex(one.name) == ifindex
+        link = a.run("ip", "link", "show", one.name)
+        assert f"alias ebpfvpn {one.name}" in link
+        assert "198.18.0.0/24 " in a.run("ip", "route", "show", "dev", one.name)
+        assert ping(a, INNER[1]) == ping(b, INNER[0]) == 3
+        assert ping(a, INNER6[1], 1) == 0
+
+
 def test_what_was_counted_before_a_fall_stays_counted() -> None:
     with pair() as (one, other), namespace() as elsewhere:
         assert ping(one.ns, INNER[1], 20) == 20

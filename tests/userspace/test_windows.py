@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ebpfvpn.kernel import window as kernel_window
 from ebpfvpn.userspace.replay_window import ReplayWindow, Verdict
-from rows import replay_rows
+from rows import replay_rows, replay_suite
 from rows.packets import pad
 from rows.replay_rows import LATE, NEW, REPLAYED, SIZES, Counts, Model, Window
 from userspace.bench import Bench, message
@@ -91,34 +91,9 @@ def window(request: pytest.FixtureRequest, size: int) -> Window:
     return found
 
 
-def test_rows(window: Window) -> None:
-    for row in replay_rows.rows(window.size):
-        window.start(row.start)
-        for i, (counter, verdict) in enumerate(row.script):
-            found = window.take(counter)
-            assert found == verdict, f"{row.description}: counter {counter}, line {i}"
-        assert window.counts() == row.counts, row.description
-
-
-@given(data=st.data(), start=replay_rows.STARTS)
-@settings(max_examples=100, deadline=None, database=None)
-def test_same_verdicts_as_the_model(window: Window, data: st.DataObject, start: int) -> None:
-    compare(window, start, data.draw(replay_rows.steps(window.size)))
-
-
-def test_once_round_the_ring_and_back(window: Window) -> None:
-    ring = 2 << (window.size - 1).bit_length()
-    compare(window, 0, [0, ring, -ring, -window.size, 1, -window.size])
-
-
-def compare(window: Window, start: int, steps: list[int]) -> None:
-    model = Model(window.size)
-    model.start(start)
-    window.start(start)
-    for step in steps:
-        counter = max(model.received + step, 0)
-        assert window.take(counter) == model.take(counter), counter
-    assert window.counts() == model.counts()
+test_rows = replay_suite.rows
+test_same_verdicts_as_the_model = replay_suite.same_verdicts_as_the_model(examples=100)
+test_once_round_the_ring_and_back = replay_suite.once_round_the_ring_and_back
 
 
 def test_what_is_dropped_may_be_forged() -> None:

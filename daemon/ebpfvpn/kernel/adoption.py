@@ -56,12 +56,12 @@ class Found:
 NOTHING = Found()
 
 
-def find(netlink: Netlink, name: str, wanted: Wanted) -> Found:
+def find(netlink: Netlink, name: str, wanted: Wanted, *, tun_stays: bool) -> Found:
     """Looks at what is pinned, and takes away what is not gone on with. For who holds the lock of
-    NAME; in its network namespace. DatapathError."""
+    NAME; in its network namespace. `tun_stays`: others go on with the device. DatapathError."""
     usable = [one for one in generation.find(name) if _is_usable(netlink, one, wanted)]
     if not usable:
-        leftovers.remove(netlink, name)
+        leftovers.remove(netlink, name, tun_stays=tun_stays)
         return NOTHING
     current = None
     if usable[0].pins == bpffs.pin_directory(name) and _fits(usable[0], wanted):
@@ -69,7 +69,7 @@ def find(netlink: Netlink, name: str, wanted: Wanted) -> Found:
     older = [one for one in usable if _serves_only(one, wanted)]
     if not (current or older):
         log.warning("%s: the configuration took something away: sessions start anew", name)
-        leftovers.remove(netlink, name)
+        leftovers.remove(netlink, name, tun_stays=tun_stays)
         return NOTHING
     kept = {current.pins} if current else set()
     kept |= {one.pins for one in older}

@@ -17,7 +17,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from ebpfvpn.kernel import bpffs, dispatcher, hooks
 from ebpfvpn.kernel.features import takes_redirect
@@ -29,7 +29,8 @@ from ebpfvpn.kernel.program import Program
 from ebpfvpn.netlink import Link, Netlink
 
 AttachMode = Literal["auto", "native", "generic", "tc"]
-ATTACH_MODES: tuple[AttachMode, ...] = ("auto", "native", "generic", "tc")
+ATTACH_MODES: tuple[AttachMode, ...] = get_args(AttachMode)
+"""The first is any of the others: the best that works, in this order."""
 OpenMode = Literal["native", "generic", "tc", "socket"]
 
 _XDP_MODES = {"native": hooks.XDP_NATIVE, "generic": hooks.XDP_GENERIC}
@@ -108,7 +109,7 @@ def attach(
         directory = _directory(link.ifindex)
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / tunnel.marker).mkdir(exist_ok=True)
-        for candidate in ("native", "generic", "tc") if mode == "auto" else (mode,):
+        for candidate in ATTACH_MODES[1:] if mode == "auto" else (mode,):
             try:
                 if candidate == "tc":
                     _attach_tc(tunnel, programs, link.ifindex)

@@ -154,7 +154,9 @@ class KernelDatapath:
         return {"path": "kernel", "devices": devices, "pins": str(self._generation.pins)}
 
     def accept_only_messages(self, sock: socket.socket) -> None:
-        """Puts the filter of accept.h on a UDP socket of the daemon."""
+        """From now on a UDP socket of the daemon takes well-formed handshake messages, and data
+        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
+        "socket_refused". See accept.h."""
         program = self._loaded.programs["accept_message"]
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
 
@@ -262,12 +264,16 @@ class KernelDatapath:
         return self._sessions.states()
 
     def drops(self) -> dict[str, int]:
-        """Also "daemon_send_failed": frames of `send` and `reinject` the kernel did not take."""
+        """Also "daemon_send_failed": frames of `send` and `reinject` the kernel did not take; and
+        "lost_in_segmenter": messages too long for their way, on their way to the daemon."""
         raw = memoryview(self._map("drops").lookup(number(0)) or b"").cast("Q")
         counters = {
             reason: sum(raw[i :: len(self._reasons)]) for i, reason in enumerate(self._reasons)
         }
-        return counters | {"daemon_send_failed": self._send_failed}
+        return counters | {
+            "daemon_send_failed": self._send_failed,
+            "lost_in_segmenter": self._sealing.lost(),
+        }
 
     def events_fd(self) -> int:
         return self._poll.fileno()

@@ -17,6 +17,8 @@ _TTL = 64
 _IP_HEADER = {4: 20, 6: 40}
 _UDP_HEADER = 8
 _BATCH = 64
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
+_STATISTICS = struct.Struct("=4xI")  # tp_packets, tp_drops, both since they were last asked for
 _KEEPALIVE = bytes(20)  # as long as an IPv4 header, which is not looked at
 
 
@@ -102,6 +104,7 @@ class MessageSocket:
         except OSError as error:
             raise DatapathError(f"cannot open a packet socket: {error.strerror}") from None
         self._version = version
+        self._lost = 0
         self.bind(ifindex)
 
     def bind(self, ifindex: int) -> None:
@@ -119,6 +122,12 @@ class MessageSocket:
             except OSError:
                 return
             yield _too_long(packet)
+
+    def lost(self) -> int:
+        """How many its full queue did not take."""
+        told = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
+        self._lost += _STATISTICS.unpack(told)[0]
+        return self._lost
 
     def close(self) -> None:
         self._socket.close()

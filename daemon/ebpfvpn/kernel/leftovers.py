@@ -36,12 +36,12 @@ def clean(name: str) -> None:
         lock.release()
 
 
-def remove(netlink: Netlink, name: str) -> None:
+def remove(netlink: Netlink, name: str, *, tun_stays: bool = False) -> None:
     """As `clean`, for who holds the lock of NAME. `netlink` is in this thread's namespace."""
     found = generation.find(name)
     for each in found:
         _stop(netlink, each)
-    for each in found:
+    for each in found if not tun_stays else ():
         _in_namespace(netlink, each.facts.netns, partial(_remove_tun, each))
     # The pins last: whoever is interrupted before is followed by one who knows all that is left.
     for directory in generation.directories(name):

@@ -20,7 +20,6 @@ from ebpfvpn.kernel.libbpf import (
 )
 
 BPF_ANY = 0
-BPF_NOEXIST = 1
 BPF_F_LOCK = 4
 
 _PERCPU_TYPES = {5, 6, 10, 21}  # hash, array, LRU hash, cgroup storage

@@ -60,8 +60,6 @@ class Result:
     retval: int
     data: bytes
     ctx: bytes
-    duration_ns: int
-    """Average of the repetitions."""
 
 
 class Program(Descriptor):
@@ -108,8 +106,6 @@ class Program(Descriptor):
         data: bytes,
         ctx: bytes | None = None,
         *,
-        repeat: int = 1,
-        flags: int = 0,
         data_size_out: int | None = None,
     ) -> Result:
         """Runs it on a packet, with `ctx` a struct xdp_md or __sk_buff (BPF_PROG_TEST_RUN)."""
@@ -129,12 +125,10 @@ class Program(Descriptor):
             ctx_out=ctypes.addressof(ctx_out) if ctx_out else None,
             ctx_size_in=ctx_size,
             ctx_size_out=ctx_size,
-            repeat=repeat,
-            flags=flags,
         )
         call(f"running {self.name}", "bpf_prog_test_run_opts", self.fd, byref(options))
         ctx_after = ctx_out.raw[: options.ctx_size_out] if ctx_out else b""
-        return Result(options.retval, out.raw[: options.data_size_out], ctx_after, options.duration)
+        return Result(options.retval, out.raw[: options.data_size_out], ctx_after)
 
     def syscall(self, ctx: ctypes.Structure) -> int:
         """Runs a BPF_PROG_TYPE_SYSCALL program, which may write to `ctx`; returns its result."""

@@ -143,6 +143,10 @@ class Sealing:
     def sent_up(self) -> list[TooLong]:
         return [message for sock in self._up for message in sock.receive()]
 
+    def lost(self) -> int:
+        """Messages for which there was no room in the queues of `sent_up`."""
+        return sum(sock.lost() for sock in self._up)
+
     def stands(self) -> bool:
         """Whether both ends are there and up: asked without the lock for which whoever deletes
         one makes others wait."""

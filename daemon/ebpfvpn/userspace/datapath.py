@@ -371,9 +371,6 @@ class UserspaceDatapath:
     def drops(self) -> dict[str, int]:
         return dict(self._drops) | {"stack_refused": self._gro.refused}
 
-    def accept_only_messages(self, sock: socket.socket) -> None:
-        pass  # every message is looked at
-
     def events_fd(self) -> int:
         return self._event
 
