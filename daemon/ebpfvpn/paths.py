@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
-from ebpfvpn import tai64n, wire
+from ebpfvpn import failures, tai64n, wire
 from ebpfvpn.datapath import (
     Confirmed,
-    DatapathError,
     Event,
     Left,
     PathChanged,
@@ -31,6 +30,7 @@ from ebpfvpn.datapath import (
     added,
 )
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
@@ -147,24 +147,20 @@ class Paths:
         if self._kernel is not None:
             try:
                 done = self._kernel.check()
-            except (DatapathError, OSError) as error:
-                self._fall(self._kernel, str(error))
-                return []
+                self._filter()
             except Exception as error:  # whatever it is, the tunnel stays up
-                log.exception("a bug")
-                self._fall(self._kernel, type(error).__name__)
+                self._fall(self._kernel, failures.reason(error))
                 return []
-            self._filter()
             return done
         try:
             kernel = self._builder.poll(self._add_peers)
-        except (DatapathError, OSError) as error:
-            if _without_numbers(str(error)) != _without_numbers(self._reason):
-                log.warning("still in userspace: %s", error)
-            self._reason = str(error)
-        else:
             if kernel is not None:
                 self._go_up(kernel)
+        except Exception as error:
+            why = failures.reason(error)
+            if _without_numbers(why) != _without_numbers(self._reason):
+                log.warning("still in userspace: %s", why)
+            self._reason = why
         return []
 
     def _add_peers(self, kernel: KernelDatapath) -> None:
@@ -191,43 +187,57 @@ class Paths:
         self._builder.broke()
 
     def _go_down(self, kernel: KernelDatapath) -> None:
+        """Whatever fails: userspace goes on."""
         for sock in self._udp.sockets:
             self._udp.accept_all(sock)
         self._filtered.clear()
         self._userspace.alone(True)
         self._joined = set(self._udp.sockets)
-        for half in kernel.release():
-            self._userspace.install_receiving(half)
-        for number, traffic in kernel.traffic().items():
-            before = self._gone_traffic.get(number)
-            self._gone_traffic[number] = added(before, traffic) if before else traffic
-        self._gone_drops.update(kernel.drops())
-        self._take_back()
+        with logged("not all sessions go on"):
+            for half in kernel.release():
+                self._userspace.install_receiving(half)
+        with logged("the traffic of the kernel path is forgotten"):
+            for number, traffic in kernel.traffic().items():
+                before = self._gone_traffic.get(number)
+                self._gone_traffic[number] = added(before, traffic) if before else traffic
+        with logged("the drops of the kernel path are forgotten"):
+            self._gone_drops.update(kernel.drops())
+        self._take_back(kernel)
         self._builder.discard(kernel)
         # What is left of it goes with this process.
         self._tun.persist(False)
 
-    def _take_back(self) -> None:
-        assert self._kernel is not None
-        self._poll.unregister(self._kernel.events_fd())
+    def _take_back(self, kernel: KernelDatapath) -> None:
         self._kernel = None
+        with logged("cannot stop listening to the kernel path"):
+            self._poll.unregister(kernel.events_fd())
         self._in_userspace.clear()
 
     def _go_up(self, kernel: KernelDatapath) -> None:
+        """Or stays where it is: what the kernel path raises."""
+        try:
+            self._catch_up(kernel)
+        except BaseException:
+            self._builder.broke()
+            self._builder.discard(kernel)
+            raise
         log.warning("the kernel path works again: new sessions are made there")
         self.counters["path_up"] += 1
         self._reason = "possible again"
-        for number in self._stamped:
-            kernel.set_timestamp(number, self._peers[number].timestamp)
         self._stamped.clear()
-        for number in self._peers:
-            endpoint = self._userspace.endpoint(number)
-            if endpoint is not None and endpoint != kernel.endpoint(number):
-                kernel.set_endpoint(number, endpoint)
         self._userspace.alone(False)
         self._take_front(kernel)
         self._tun.persist()
         self._now_in_front()
+
+    def _catch_up(self, kernel: KernelDatapath) -> None:
+        """With what happened since `_add_peers`."""
+        for number in self._stamped:
+            kernel.set_timestamp(number, self._peers[number].timestamp)
+        for number in self._peers:
+            endpoint = self._userspace.endpoint(number)
+            if endpoint is not None and endpoint != kernel.endpoint(number):
+                kernel.set_endpoint(number, endpoint)
 
     def _now_in_front(self) -> None:
         """New sessions are made there, while those in userspace go on."""

@@ -29,7 +29,7 @@ class Builder:
 
     def poll(self, prepare: Callable[[KernelDatapath], None]) -> KernelDatapath | None:
         """One that is ready, or None; begins to build one when it is time to. `prepare` is called
-        with it in the thread. DatapathError, OSError: why there is none; told once for each try."""
+        with it in the thread. Any Exception: why there is none; told once for each try."""
         if self._building is None:
             if self._build is not None and self._backoff.due(time.monotonic()):
                 self._building = self._thread.submit(self._make, self._build, prepare)
@@ -38,8 +38,8 @@ class Builder:
             return None
         building, self._building = self._building, None
         try:
-            kernel = self._result(building)
-        except (DatapathError, OSError):
+            kernel = building.result()
+        except Exception:
             self._backoff.failed(time.monotonic())
             raise
         self._worked_since = time.monotonic()
@@ -56,15 +56,6 @@ class Builder:
             kernel.discard()
             raise
         return kernel
-
-    def _result(self, building: Future[KernelDatapath]) -> KernelDatapath:
-        try:
-            return building.result()
-        except (DatapathError, OSError):
-            raise
-        except Exception as error:
-            log.exception("a bug")
-            raise DatapathError(type(error).__name__) from error
 
     def broke(self) -> None:
         """The one in use did. If it did not last, the next has to wait longer."""
@@ -87,7 +78,7 @@ class Builder:
     def close(self) -> None:
         """What is being built is taken away; waits for that."""
         if self._building is not None:
-            with contextlib.suppress(DatapathError, OSError):
-                self._result(self._building).discard()
+            with contextlib.suppress(Exception):
+                self._building.result().discard()
             self._building = None
         self._thread.shutdown()

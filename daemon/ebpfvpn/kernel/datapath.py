@@ -25,6 +25,7 @@ from ebpfvpn.datapath import (
     Traffic,
 )
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel import (
     adoption,
     attach,
@@ -292,12 +293,14 @@ class KernelDatapath:
         self._ways.network_changed()
 
     def release(self) -> list[Receiving]:
-        """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
-        halves of all live sessions."""
+        """Moves nothing any more, from here on, but what is in the segmenter; as far as that can be
+        had, the rest is logged. Returns the receiving halves of all live sessions."""
         # Who is killed from here on is followed by nobody who goes on with these sessions.
-        generation.abandon(self._generation)
-        self._health.close()  # nothing is put back any more
-        with contextlib.suppress(DatapathError, OSError):
+        with logged("a later daemon may go on with sessions that others go on with"):
+            generation.abandon(self._generation)
+        with logged("what is taken away may be put back"):
+            self._health.close()
+        with logged("packets may still be led into the kernel path"):
             steer.detach(self._generation.facts, self._loaded)
         self._ways.stop_opening()
         # What was being opened is delivered.
