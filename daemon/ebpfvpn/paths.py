@@ -31,9 +31,11 @@ from ebpfvpn.datapath import (
 )
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.failures import logged
+from ebpfvpn.kernel import generation, leftovers
 from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Keypair
+from ebpfvpn.netlink import Netlink
 from ebpfvpn.tun import Tun
 from ebpfvpn.udp import UdpSockets
 from ebpfvpn.userspace.datapath import UserspaceDatapath
@@ -425,6 +427,13 @@ class Paths:
         self._builder.close()
         for path in self._both():
             path.remove()
+        name = self._tun.name
+        if generation.directories(name):  # of a kernel path that could not be taken away
+            netlink = Netlink()
+            try:
+                leftovers.remove(netlink, name)
+            finally:
+                netlink.close()
 
 
 def _joined(front: Left, here: Left) -> Left:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from ebpfvpn.datapath import DatapathError
-from ebpfvpn.kernel import hooks
+from ebpfvpn.kernel import bpffs, hooks, leftovers
 from kernel.nodes import Node, two_nodes
+from kernel.test_health import segmenter_ends
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def read_only(*_: object, **__: object) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise DatapathError("the kernel will not")
+def bug(*_: object, **__: object) -> None:
+    raise KeyError("nobody expected this")
 
 
 def steer(of: Node) -> int:
@@ -54,3 +54,43 @@ def test_what_fails_keeps_no_session_from_being_given_away(
     (told,) = caplog.records
     assert told.getMessage().endswith("Read-only file system")
     assert "\n" not in caplog.text.rstrip()
+
+
+_LEFT = {
+    "kernel.attach.detach": {"pins", "xdp", "clsact"},
+    "kernel.dispatcher.unset_port": {"pins", "xdp", "clsact"},
+    "kernel.steer.detach": set(),
+    "kernel.segmenter.remove": {"pins", "segmenter"},
+    "kernel.leftovers.remove_generation": {"pins"},
+    "kernel.sessions.wipe_leftover": {"pins"},
+}
+"""Of what is taken away, what is there if one step is refused each time."""
+
+
+def left(of: Node) -> set[str]:
+    found = {
+        "pins": bpffs.pin_directory(of.name).exists(),
+        "segmenter": segmenter_ends(of.ns),
+        "xdp": of.ns.call(hooks.xdp_program_id, of.ns.ifindex("under0")),
+        "clsact": "clsact" in of.ns.run("tc", "qdisc", "show", "dev", "under0"),
+        "steer": steer(of),
+        "filters": of.ns.run("tc", "filter", "show", "dev", "under0", "ingress"),
+    }
+    return {what for what, is_there in found.items() if is_there}
+
+
+@pytest.mark.parametrize("what", _LEFT)
+@pytest.mark.parametrize("how", [read_only, bug])
+def test_what_fails_keeps_nothing_else_from_being_taken_away(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch, how: Callable[..., None], what: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    one, _ = pair
+    one.ns.call(one.datapath.release)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ebpfvpn.{what}", how)
+        one.ns.call(one.datapath.discard)
+    assert left(one) <= _LEFT[what] | {"filters"}
+    assert caplog.records
+    one.ns.call(leftovers.remove, one.netlink, one.name)
+    assert left(one) == set()

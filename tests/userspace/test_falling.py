@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from unittest.mock import MagicMock
 
 import pytest
 
 from ebpfvpn.datapath import DatapathError, PathChanged, Receiving
+from ebpfvpn.kernel import bpffs
+from ebpfvpn.kernel.backoff import Backoff
+from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Session
 from ebpfvpn.paths import Paths
+from kernel.nodes import wait_for
 from userspace.bench import LOCAL_INDEX, PEER, RECEIVE_KEY, REMOTE, Bench, message
 
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")
@@ -94,3 +99,29 @@ def test_one_that_cannot_be_told_everything_is_not_gone_up_to(
     assert paths.events() == []
     paths.close()
     kernel.discard.assert_called_once_with()
+
+
+def test_a_build_fails_for_its_own_reason(bench: Bench, kernel: MagicMock) -> None:
+    kernel.check.side_effect = DatapathError("the reason")
+    kernel.discard.side_effect = READ_ONLY
+    builder = Builder(lambda: kernel)
+    builder._backoff = Backoff(-1000.0)
+    assert builder.poll(MagicMock()) is None
+    with pytest.raises(DatapathError, match="the reason"):
+        wait_for(lambda: builder.poll(MagicMock()) is not None)
+    builder.close()
+
+
+def test_what_is_left_of_one_that_could_not_be_taken_away_goes_at_the_end(
+    bench: Bench, kernel: MagicMock
+) -> None:
+    """Of a real one its pins, here a directory that is called so."""
+    bpffs.mount()
+    bench.tun.name = f"kt{secrets.token_hex(4)}"
+    pins = bpffs.pin_directory(bench.tun.name)
+    paths = paths_of(bench, kernel)
+    kernel.discard.side_effect = READ_ONLY
+    paths.leave_kernel()
+    pins.mkdir()
+    paths.remove()
+    assert not pins.exists()

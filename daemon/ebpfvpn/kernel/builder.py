@@ -4,16 +4,13 @@ go on meanwhile, and after a pause again when it fails."""
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ebpfvpn.datapath import DatapathError
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel.backoff import LONGEST, Backoff
 from ebpfvpn.kernel.datapath import KernelDatapath
-
-log = logging.getLogger(__name__)
 
 
 class Builder:
@@ -53,7 +50,7 @@ class Builder:
             prepare(kernel)
             kernel.check()
         except BaseException:
-            kernel.discard()
+            self._discard(kernel)
             raise
         return kernel
 
@@ -70,10 +67,8 @@ class Builder:
         self._thread.submit(self._discard, kernel)
 
     def _discard(self, kernel: KernelDatapath) -> None:
-        try:
+        with logged("what is left of the kernel path cannot be taken away"):
             kernel.discard()
-        except (DatapathError, OSError) as error:
-            log.error("what is left of the kernel path cannot be taken away: %s", error)
 
     def close(self) -> None:
         """What is being built is taken away; waits for that."""

@@ -308,15 +308,24 @@ class KernelDatapath:
         return self._sessions.receiving()
 
     def discard(self) -> None:
-        """As `remove`, but the TUN device stays, for another datapath."""
-        self._sessions.retire_all()
+        """As `remove`, but the TUN device stays, for another datapath. What fails is logged, and
+        the rest is taken away all the same."""
+        facts, label = self._generation.facts, self._generation.label
+        for step in (
+            self._sessions.retire_all,
+            self._ways.detach,
+            lambda: steer.detach(facts, self._loaded),
+            lambda: segmenter.remove(self._netlink, label),
+            self.remove_older,
+            self.close,
+            self._remove_pins,
+        ):
+            with logged("what is left of the kernel path cannot be taken away"):
+                step()
+
+    def _remove_pins(self) -> None:
         netlink = Netlink()
         try:
-            self._ways.detach()
-            steer.detach(self._generation.facts, self._loaded)
-            segmenter.remove(netlink, self._generation.label)
-            self.remove_older()
-            self.close()
             leftovers.remove_generation(netlink, self._generation)
         finally:
             netlink.close()
