@@ -198,6 +198,10 @@ class Paths:
         with logged("not all sessions go on"):
             for half in kernel.release():
                 self._userspace.install_receiving(half)
+        with logged("what is too long for its way is lost"):
+            self._events += kernel.unread()
+        with logged("peers may be elsewhere by now"):
+            self._follow(kernel)
         with logged("the traffic of the kernel path is forgotten"):
             for number, traffic in kernel.traffic().items():
                 before = self._gone_traffic.get(number)
@@ -208,6 +212,14 @@ class Paths:
         self._builder.discard(kernel)
         # What is left of it goes with this process.
         self._tun.persist(False)
+
+    def _follow(self, kernel: KernelDatapath) -> None:
+        """Peers that roamed, whether that was told or not."""
+        for number in self._peers:
+            endpoint = kernel.endpoint(number)
+            if endpoint is not None and endpoint != self._userspace.endpoint(number):
+                self._userspace.set_endpoint(number, endpoint)
+                self._events.append(Roamed(number))
 
     def _take_back(self, kernel: KernelDatapath) -> None:
         self._kernel = None

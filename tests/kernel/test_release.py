@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ebpfvpn.kernel import bpffs, hooks, leftovers
-from kernel.nodes import Node, two_nodes
+from kernel.nodes import PEER, Node, two_nodes, wait_for
 from kernel.test_health import segmenter_ends
 
 
@@ -94,3 +94,18 @@ def test_what_fails_keeps_nothing_else_from_being_taken_away(
     assert caplog.records
     one.ns.call(leftovers.remove, one.netlink, one.name)
     assert left(one) == set()
+
+
+def test_what_waits_to_be_sent_by_the_daemon_is_not_lost(pair: tuple[Node, Node]) -> None:
+    one, _ = pair
+    one.ns.run("ip", "link", "set", "under0", "mtu", "1300")
+    one.ns.call(one.datapath.network_changed)
+    packet = bytes([0x45, 0]) + (1400).to_bytes(2, "big") + bytes(1396)
+    for sent in range(1, 81):
+        one.datapath.send(PEER, [packet])
+        wait_for(lambda sent=sent: one.datapath.traffic()[PEER].tx_packets == sent)  # type: ignore[misc]
+    one.ns.call(one.datapath.release)
+    found = one.datapath.unread()
+    counters = [int.from_bytes(each.message[8:16], "little") for each in found]
+    assert counters == list(range(80))
+    assert one.datapath.unread() == []

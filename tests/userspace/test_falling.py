@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from ebpfvpn.datapath import DatapathError, PathChanged, Receiving
+from ebpfvpn.datapath import DatapathError, PathChanged, Receiving, Roamed, TooLong
 from ebpfvpn.kernel import bpffs
 from ebpfvpn.kernel.backoff import Backoff
 from ebpfvpn.kernel.builder import Builder
@@ -39,7 +39,7 @@ def kernel() -> Iterator[MagicMock]:
     found.events.return_value = []
     found.release.return_value = [HALF]
     found.traffic.return_value = found.drops.return_value = {}
-    found.check.return_value = []
+    found.check.return_value = found.unread.return_value = []
     found.endpoint.return_value = REMOTE[4]
     yield found
     os.close(found.events_fd())
@@ -65,7 +65,10 @@ def test_the_receiving_halves_go_on(bench: Bench, kernel: MagicMock) -> None:
 
 
 @pytest.mark.parametrize("error", [READ_ONLY, DatapathError("no"), KeyError("a bug")])
-@pytest.mark.parametrize("what", ["check", "accept_only_messages", "release", "traffic", "drops"])
+@pytest.mark.parametrize(
+    "what",
+    ["check", "accept_only_messages", "release", "unread", "endpoint", "traffic", "drops"],
+)
 def test_whatever_fails_userspace_goes_on(
     bench: Bench, kernel: MagicMock, what: str, error: Exception
 ) -> None:
@@ -125,3 +128,15 @@ def test_what_is_left_of_one_that_could_not_be_taken_away_goes_at_the_end(
     pins.mkdir()
     paths.remove()
     assert not pins.exists()
+
+
+def test_what_the_kernel_path_knew_last_is_told_first(bench: Bench, kernel: MagicMock) -> None:
+    """Where a peer is by now, and messages that wait to be sent."""
+    message = TooLong(b"message", REMOTE[4], 0)
+    paths = paths_of(bench, kernel)
+    kernel.check.side_effect = DatapathError("no")
+    kernel.unread.return_value = [message]
+    kernel.endpoint.return_value = REMOTE[6]
+    paths.check()
+    assert paths.events() == [message, Roamed(PEER), PathChanged(sealing_lost=True)]
+    assert paths.endpoint(PEER) == REMOTE[6]

@@ -22,6 +22,7 @@ from ebpfvpn.datapath import (
     Receiving,
     Roamed,
     SessionState,
+    TooLong,
     Traffic,
 )
 from ebpfvpn.endpoint import Endpoint
@@ -306,6 +307,10 @@ class KernelDatapath:
         # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()
+
+    def unread(self) -> list[TooLong]:
+        """After `release`: what still waits to be sent by the daemon."""
+        return [message for batch in iter(self._sealing.sent_up, []) for message in batch]
 
     def discard(self) -> None:
         """As `remove`, but the TUN device stays, for another datapath. What fails is logged, and
