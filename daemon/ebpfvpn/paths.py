@@ -252,6 +252,7 @@ class Paths:
             endpoint = self._userspace.endpoint(number)
             if endpoint is not None and endpoint != kernel.endpoint(number):
                 kernel.set_endpoint(number, endpoint)
+        kernel.network_changed()
 
     def _now_in_front(self) -> None:
         """New sessions are made there, while those in userspace go on."""

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import pytest
 
@@ -87,7 +87,7 @@ def test_whatever_fails_userspace_goes_on(
     kernel.discard.assert_called_once_with()
 
 
-@pytest.mark.parametrize("what", ["set_timestamp", "set_endpoint"])
+@pytest.mark.parametrize("what", ["set_timestamp", "set_endpoint", "network_changed"])
 def test_one_that_cannot_be_told_everything_is_not_gone_up_to(
     bench: Bench, kernel: MagicMock, what: str
 ) -> None:
@@ -140,3 +140,15 @@ def test_what_the_kernel_path_knew_last_is_told_first(bench: Bench, kernel: Magi
     paths.check()
     assert paths.events() == [message, Roamed(PEER), PathChanged(sealing_lost=True)]
     assert paths.endpoint(PEER) == REMOTE[6]
+
+
+def test_the_network_may_have_changed_while_a_kernel_path_was_built(
+    bench: Bench, kernel: MagicMock
+) -> None:
+    paths = paths_of(bench, None)
+    kernel.endpoint.return_value = REMOTE[6]
+    paths._go_up(kernel)
+    assert kernel.mock_calls.index(call.set_endpoint(PEER, REMOTE[4])) < kernel.mock_calls.index(
+        call.network_changed()
+    )
+    assert paths.events() == [PathChanged(sealing_lost=False)]
