@@ -341,6 +341,8 @@ class Daemon:
         self._loop.call_later(POLL_INTERVAL, self._poll)
         self._check_path()
         sessions = self.datapath.sessions()
+        # What they show may have been told just now: Paths has to read it before it is acted on.
+        self._take_events()
         if sessions:
             counters: dict[int, int] = {}
             newest: dict[int, float] = {}
