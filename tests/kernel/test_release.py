@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
-from ebpfvpn.kernel import bpffs, hooks, leftovers
+from ebpfvpn.kernel import bpffs, hooks, layout, leftovers
+from ebpfvpn.kernel.map import Map
+from ebpfvpn.keypair import Keypair, Session
 from kernel.nodes import PEER, Node, two_nodes, wait_for
 from kernel.test_health import segmenter_ends
+
+KEYS = bytes(32), bytes(32)
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def read_only(*_: object, **__: object) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-def bug(*_: object, **__: object) -> None:
+def bug(*_: object, **__: object) -> NoReturn:
     raise KeyError("nobody expected this")
 
 
@@ -109,3 +115,26 @@ def test_what_waits_to_be_sent_by_the_daemon_is_not_lost(pair: tuple[Node, Node]
     counters = [int.from_bytes(each.message[8:16], "little") for each in found]
     assert counters == list(range(80))
     assert one.datapath.unread() == []
+
+
+def test_keys_that_cannot_be_overwritten_are_tried_again(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = pair
+    sessions = one.datapath._sessions
+    keypair = Keypair(Session(500, 501, True, time.clock_gettime(time.CLOCK_BOOTTIME)), *KEYS)
+    one.datapath.install(PEER, keypair, confirmed=True)
+    keys = Map.pinned(bpffs.pin_directory(one.name) / "keys")
+    real, refused = sessions._wipe_keys.syscall, next(iter(sessions.of_peer(PEER)))
+
+    def wipe(which: layout.WipeKeys) -> int:
+        return bug() if which.local_index == refused else real(which)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions._wipe_keys, "syscall", wipe)
+        sessions.retire_all()
+        wait_for(lambda: [*keys.keys()] == [layout.number(refused)])
+        wait_for(lambda: sessions._retired == [refused])
+    assert "cannot be overwritten: KeyError" in caplog.text
+    one.datapath.close()
+    assert [*keys.keys()] == []
