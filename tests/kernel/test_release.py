@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import NoReturn
 
 import pytest
 
+from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel import bpffs, hooks, layout, leftovers
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.keypair import Keypair, Session
-from kernel.nodes import PEER, Node, two_nodes, wait_for
+from kernel.nodes import PEER, PORT, Node, two_nodes, wait_for
 from kernel.test_health import segmenter_ends
 
 KEYS = bytes(32), bytes(32)
@@ -138,3 +141,26 @@ def test_keys_that_cannot_be_overwritten_are_tried_again(
     assert "cannot be overwritten: KeyError" in caplog.text
     one.datapath.close()
     assert [*keys.keys()] == []
+
+
+def test_what_is_reinjected_late_is_not_opened_behind_the_back_of_who_goes_on(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in a queue of the segmenter until its window has been read."""
+    one, other = pair
+    local = ip_address("192.0.2.2")
+    with other.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.bind(("", 0))
+        elsewhere = Endpoint(local, sock.getsockname()[1])
+        one.ns.call(one.datapath.set_endpoint, PEER, elsewhere)
+        one.datapath.send(PEER, [b""])
+        message = sock.recv(100)
+    (half,) = other.ns.call(other.datapath.release)
+    with other.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.bind(("", PORT))
+        source = Endpoint(ip_address("192.0.2.1"), PORT, local, other.ns.ifindex("under0"))
+        other.datapath.reinject(message, source, 0)
+        assert sock.recv(100) == message
+    assert half.highest == other.datapath.sessions()[0].receive_highest == 0

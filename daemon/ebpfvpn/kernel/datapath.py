@@ -304,6 +304,8 @@ class KernelDatapath:
         with logged("packets may still be led into the kernel path"):
             steer.detach(self._generation.facts, self._loaded)
         self._ways.stop_opening()
+        with logged("what was reinjected may still be opened by the kernel path"):
+            self._sealing.stop_opening()
         # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()
