@@ -178,6 +178,8 @@ class Daemon:
             handover.ready(self.interface.descriptors())
             try:
                 await self._stop.wait()
+                # Packets go on meanwhile.
+                await asyncio.wrap_future(self.datapath.stop_building())
             finally:
                 resolver.close()
 

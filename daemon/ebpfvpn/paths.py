@@ -15,6 +15,7 @@ import select
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
@@ -430,6 +431,10 @@ class Paths:
     def network_changed(self) -> None:
         for path in self._both():
             path.network_changed()
+
+    def stop_building(self) -> Future[None]:
+        """What there is stays as it is; done when no thread is at work."""
+        return self._builder.stop()
 
     def close(self) -> None:
         self._builder.close()

@@ -12,12 +12,9 @@ import pytest
 
 from ebpfvpn.datapath import DatapathError, PathChanged, Receiving, Roamed, TooLong
 from ebpfvpn.kernel import bpffs
-from ebpfvpn.kernel.backoff import Backoff
-from ebpfvpn.kernel.builder import Builder
 from ebpfvpn.kernel.datapath import KernelDatapath
 from ebpfvpn.keypair import Session
 from ebpfvpn.paths import Paths
-from kernel.nodes import wait_for
 from userspace.bench import LOCAL_INDEX, PEER, RECEIVE_KEY, REMOTE, Bench, message
 
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")
@@ -102,17 +99,6 @@ def test_one_that_cannot_be_told_everything_is_not_gone_up_to(
     assert paths.events() == []
     paths.close()
     kernel.discard.assert_called_once_with()
-
-
-def test_a_build_fails_for_its_own_reason(bench: Bench, kernel: MagicMock) -> None:
-    kernel.check.side_effect = DatapathError("the reason")
-    kernel.discard.side_effect = READ_ONLY
-    builder = Builder(lambda: kernel)
-    builder._backoff = Backoff(-1000.0)
-    assert builder.poll(MagicMock()) is None
-    with pytest.raises(DatapathError, match="the reason"):
-        wait_for(lambda: builder.poll(MagicMock()) is not None)
-    builder.close()
 
 
 def test_what_is_left_of_one_that_could_not_be_taken_away_goes_at_the_end(

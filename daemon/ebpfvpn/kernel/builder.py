@@ -3,7 +3,6 @@ go on meanwhile, and after a pause again when it fails."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,10 +69,22 @@ class Builder:
         with logged("what is left of the kernel path cannot be taken away"):
             kernel.discard()
 
+    def stop(self) -> Future[None]:
+        """No other is wanted; what is being built is taken away. Done when all that is."""
+        self._give_up()
+        return self._thread.submit(lambda: None)
+
+    def _give_up(self) -> None:
+        self._build = None
+        building, self._building = self._building, None
+        if building is not None and not building.cancel():
+            self._thread.submit(self._undo, building)
+
+    def _undo(self, building: Future[KernelDatapath]) -> None:
+        if building.exception() is None:
+            self._discard(building.result())
+
     def close(self) -> None:
-        """What is being built is taken away; waits for that."""
-        if self._building is not None:
-            with contextlib.suppress(Exception):
-                self._building.result().discard()
-            self._building = None
+        """As `stop`, and waits for that."""
+        self._give_up()
         self._thread.shutdown()

@@ -323,6 +323,8 @@ class KernelDatapath:
             self._ways.detach,
             lambda: steer.detach(facts, self._loaded),
             lambda: segmenter.remove(self._netlink, label),
+            # They would go on sealing for peers that make new sessions with another datapath now,
+            # and forget those before.
             self.remove_older,
             self.close,
             self._remove_pins,
