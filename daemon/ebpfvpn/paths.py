@@ -440,11 +440,13 @@ class Paths:
         self._builder.close()
         for path in self._both():
             path.close()
+        self._poll.close()
 
     def remove(self) -> None:
         self._builder.close()
         for path in self._both():
             path.remove()
+        self._poll.close()
         name = self._tun.name
         if generation.directories(name):  # of a kernel path that could not be taken away
             netlink = Netlink()

@@ -138,3 +138,12 @@ def test_the_network_may_have_changed_while_a_kernel_path_was_built(
         call.network_changed()
     )
     assert paths.events() == [PathChanged(sealing_lost=False)]
+
+
+@pytest.mark.parametrize("how", [Paths.close, Paths.remove])
+def test_nothing_stays_open(bench: Bench, kernel: MagicMock, how: Callable[[Paths], None]) -> None:
+    bench.tun.name = "nobody"
+    paths = paths_of(bench, kernel)
+    how(paths)
+    how(paths)
+    assert paths._poll.closed
