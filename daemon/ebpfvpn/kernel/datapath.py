@@ -37,6 +37,7 @@ from ebpfvpn.kernel import (
     objects,
     segmenter,
     steer,
+    traffic,
     window,
 )
 from ebpfvpn.kernel.adoption import NOTHING, Found, Network
@@ -49,7 +50,7 @@ from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.map import Map, RingBuffer
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.kernel.sealing import Sealing
-from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions, await_programs
+from ebpfvpn.kernel.sessions import Sessions, await_programs
 from ebpfvpn.kernel.ways import Ways
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
@@ -257,7 +258,7 @@ class KernelDatapath:
     def traffic(self) -> dict[int, Traffic]:
         found = {}
         for key, value in self._map("peers").items():
-            found[layout.from_number(key)] = _traffic(value)
+            found[layout.from_number(key)] = traffic.of(value)
         return found
 
     def sessions(self) -> list[SessionState]:
@@ -388,22 +389,3 @@ def _trie_key(network: Network) -> bytes:
     if network.version == 4:
         return bytes(layout.AllowedIp4(network.prefixlen, address))
     return bytes(layout.AllowedIp6(network.prefixlen, address))
-
-
-def _traffic(value: bytes) -> Traffic:
-    peer = layout.Peer.from_buffer_copy(value)
-    return Traffic(
-        tx_packets=peer.tx_packets,
-        tx_bytes=peer.tx_bytes,
-        rx_packets=peer.rx_packets,
-        rx_bytes=peer.rx_bytes,
-        last_sent=peer.last_sent / NANOSECONDS,
-        last_data_sent=peer.last_data_sent / NANOSECONDS,
-        last_received=peer.last_received / NANOSECONDS,
-        last_data_received=peer.last_data_received / NANOSECONDS,
-        unanswered_since=peer.unanswered_since / NANOSECONDS,
-        unacknowledged_since=peer.unacknowledged_since / NANOSECONDS,
-        replayed=peer.replayed,
-        late=peer.late,
-        max_lateness=peer.max_lateness,
-    )
