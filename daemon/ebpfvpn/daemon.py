@@ -113,6 +113,8 @@ class Daemon:
             handover.ready(self.interface.descriptors())
             try:
                 await self._stop.wait()
+                # Packets go on meanwhile.
+                await asyncio.wrap_future(self.datapath.stop_building())
             finally:
                 resolver.close()
 
@@ -276,6 +278,8 @@ class Daemon:
         self._loop.call_later(POLL_INTERVAL, self._poll)
         self._check_path()
         sessions = self.datapath.sessions()
+        # What they show may have been told just now: Paths has to read it before it is acted on.
+        self._take_events()
         if sessions:
             counters: dict[int, int] = {}
             newest: dict[int, float] = {}

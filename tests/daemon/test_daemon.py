@@ -13,7 +13,7 @@ import pytest
 from ebpfvpn import config, keys
 from ebpfvpn.actions import Action, Install, Send
 from ebpfvpn.daemon import Daemon
-from ebpfvpn.datapath import DatapathError
+from ebpfvpn.datapath import Confirmed, DatapathError, Event, SessionState, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
 
@@ -80,3 +80,37 @@ def test_the_timers_outlive_a_failure() -> None:
     with pytest.raises(DatapathError):
         made._poll()
     assert fakes.later == [made._poll]
+
+
+class Confirming(Fakes):
+    """The first packet of a session comes after events were read, and before `sessions` is."""
+
+    def __init__(self) -> None:
+        super().__init__(DatapathError("no"), [])
+        self.confirmations: list[Event] = []
+        self.unread: list[Event] = []
+
+    def sessions(self) -> list[SessionState]:
+        self.unread = [Confirmed(0, 1)]
+        return [SessionState(0, Session(1, 2, False, 0.0), 0, 1)]
+
+    def events(self) -> list[Event]:
+        found, self.unread = self.unread, []
+        return found
+
+    def traffic(self) -> dict[int, Traffic]:
+        return {}
+
+    def describe(self) -> dict[str, object]:
+        return {"devices": []}
+
+    def confirmed(self, number: int, local_index: int, _: float) -> None:
+        assert not self.unread, "acted on before the datapath told of it"
+        self.confirmations.append(Confirmed(number, local_index))
+
+
+def test_a_confirmation_is_heard_of_by_its_event_first() -> None:
+    """By it Paths learns that the peer's packets are the kernel path's now."""
+    fakes = Confirming()
+    daemon(fakes)._poll()
+    assert set(fakes.confirmations) == {Confirmed(0, 1)}

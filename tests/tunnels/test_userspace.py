@@ -65,6 +65,16 @@ def refused(*_, **__):
     raise VerifierError("program seal_tc", 13, "R1 is odd\\nprocessed 3 insns")
 objects.load_tunnel = refused
 """
+SLOW = """
+import pathlib, threading, time
+from ebpfvpn.kernel import objects
+def refused(*_, **__):
+    if threading.current_thread() is not threading.main_thread():
+        pathlib.Path(BEGUN).touch()
+        time.sleep(5)
+    raise OSError("refused")
+objects.load_tunnel = refused
+"""
 NO_SEGMENTATION = """
 import errno, socket
 SEGMENT, GRO = (17, 103), (17, 104)
@@ -213,6 +223,25 @@ def test_the_same_reason_is_told_once() -> None:
         first = one.show()["datapath"]["reason"]
         wait_for(lambda: one.show()["datapath"]["reason"] != first)
         is_in_userspace(one, "clsact on device")
+
+
+def test_packets_go_on_while_a_restart_waits_for_what_is_being_built(tmp_path: Path) -> None:
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other)
+        begun = tmp_path / "begun"
+        up(one, changed=SLOW.replace("BEGUN", repr(str(begun))))
+        other.up()
+        assert ping(a, INNER[1]) == 3
+        wait_for(begun.exists)
+        began = one.show()["started"]
+        command = one.ns.command(sys.executable, "-m", "ebpfvpn", "restart", one.name)
+        with subprocess.Popen(command) as restart:
+            assert ping(a, INNER[1], 10, interval=0.1) == 10
+            assert restart.poll() is None
+            assert one.show()["started"] == began
+            assert restart.wait(30) == 0
+        assert one.show()["started"] > began
+        assert ping(a, INNER[1]) == 3
 
 
 def devices(one: Node) -> set[str]:

@@ -150,17 +150,21 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
     """Takes the tunnel off a device, and with the last tunnel all that tunnels put there. A
     device that is gone is forgotten."""
     with bpffs.devices_lock():
-        dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
-        # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
-        _detach_filters(ifindex, tunnel)
+        try:
+            dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
+        finally:
+            # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
+            _detach_filters(ifindex, tunnel)
         _leave(netlink, tunnel.marker, ifindex)
 
 
 def stop_opening(tunnel: Tunnel, ifindex: int) -> None:
     """Messages go up to the daemon from now on; what is opened already is delivered."""
     with bpffs.devices_lock():
-        dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
-        Filter(ifindex, hooks.INGRESS, tunnel.handle, hooks.OPEN_PRIORITY).detach(tunnel.ours)
+        try:
+            dispatcher.unset_port(_directory(ifindex), tunnel.listen_port, tunnel.ours)
+        finally:
+            _filter(tunnel, ifindex, hooks.OPEN_PRIORITY).detach(tunnel.ours)
 
 
 def open_in_tc(tunnel: Tunnel, open_tc: Program, ifindex: int, following: AttachMode) -> None:

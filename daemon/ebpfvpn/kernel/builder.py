@@ -3,17 +3,13 @@ go on meanwhile, and after a pause again when it fails."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ebpfvpn.datapath import DatapathError
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel.backoff import LONGEST, Backoff
 from ebpfvpn.kernel.datapath import KernelDatapath
-
-log = logging.getLogger(__name__)
 
 
 class Builder:
@@ -29,7 +25,7 @@ class Builder:
 
     def poll(self, prepare: Callable[[KernelDatapath], None]) -> KernelDatapath | None:
         """One that is ready, or None; begins to build one when it is time to. `prepare` is called
-        with it in the thread. DatapathError, OSError: why there is none; told once for each try."""
+        with it in the thread. Any Exception: why there is none; told once for each try."""
         if self._building is None:
             if self._build is not None and self._backoff.due(time.monotonic()):
                 self._building = self._thread.submit(self._make, self._build, prepare)
@@ -38,8 +34,8 @@ class Builder:
             return None
         building, self._building = self._building, None
         try:
-            kernel = self._result(building)
-        except (DatapathError, OSError):
+            kernel = building.result()
+        except Exception:
             self._backoff.failed(time.monotonic())
             raise
         self._worked_since = time.monotonic()
@@ -53,18 +49,9 @@ class Builder:
             prepare(kernel)
             kernel.check()
         except BaseException:
-            kernel.discard()
+            self._discard(kernel)
             raise
         return kernel
-
-    def _result(self, building: Future[KernelDatapath]) -> KernelDatapath:
-        try:
-            return building.result()
-        except (DatapathError, OSError):
-            raise
-        except Exception as error:
-            log.exception("a bug")
-            raise DatapathError(type(error).__name__) from error
 
     def broke(self) -> None:
         """The one in use did. If it did not last, the next has to wait longer."""
@@ -79,15 +66,25 @@ class Builder:
         self._thread.submit(self._discard, kernel)
 
     def _discard(self, kernel: KernelDatapath) -> None:
-        try:
+        with logged("what is left of the kernel path cannot be taken away"):
             kernel.discard()
-        except (DatapathError, OSError) as error:
-            log.error("what is left of the kernel path cannot be taken away: %s", error)
+
+    def stop(self) -> Future[None]:
+        """No other is wanted; what is being built is taken away. Done when all that is."""
+        self._give_up()
+        return self._thread.submit(lambda: None)
+
+    def _give_up(self) -> None:
+        self._build = None
+        building, self._building = self._building, None
+        if building is not None and not building.cancel():
+            self._thread.submit(self._undo, building)
+
+    def _undo(self, building: Future[KernelDatapath]) -> None:
+        if building.exception() is None:
+            self._discard(building.result())
 
     def close(self) -> None:
-        """What is being built is taken away; waits for that."""
-        if self._building is not None:
-            with contextlib.suppress(DatapathError, OSError):
-                self._result(self._building).discard()
-            self._building = None
+        """As `stop`, and waits for that."""
+        self._give_up()
         self._thread.shutdown()

@@ -22,9 +22,11 @@ from ebpfvpn.datapath import (
     Receiving,
     Roamed,
     SessionState,
+    TooLong,
     Traffic,
 )
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel import (
     adoption,
     attach,
@@ -35,6 +37,7 @@ from ebpfvpn.kernel import (
     objects,
     segmenter,
     steer,
+    traffic,
     window,
 )
 from ebpfvpn.kernel.adoption import NOTHING, Found, Network
@@ -47,7 +50,7 @@ from ebpfvpn.kernel.layout import number, octets
 from ebpfvpn.kernel.map import Map, RingBuffer
 from ebpfvpn.kernel.objects import Object
 from ebpfvpn.kernel.sealing import Sealing
-from ebpfvpn.kernel.sessions import NANOSECONDS, Sessions, await_programs
+from ebpfvpn.kernel.sessions import Sessions, await_programs
 from ebpfvpn.kernel.ways import Ways
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.netlink import Netlink
@@ -257,7 +260,7 @@ class KernelDatapath:
     def traffic(self) -> dict[int, Traffic]:
         found = {}
         for key, value in self._map("peers").items():
-            found[layout.from_number(key)] = _traffic(value)
+            found[layout.from_number(key)] = traffic.of(value)
         return found
 
     def sessions(self) -> list[SessionState]:
@@ -298,28 +301,47 @@ class KernelDatapath:
         self._ways.network_changed()
 
     def release(self) -> list[Receiving]:
-        """Moves nothing any more, from here on, but what is in the segmenter. Returns the receiving
-        halves of all live sessions."""
+        """Moves nothing any more, from here on, but what is in the segmenter; as far as that can be
+        had, the rest is logged. Returns the receiving halves of all live sessions."""
         # Who is killed from here on is followed by nobody who goes on with these sessions.
-        generation.abandon(self._generation)
-        self._health.close()  # nothing is put back any more
-        with contextlib.suppress(DatapathError, OSError):
+        with logged("a later daemon may go on with sessions that others go on with"):
+            generation.abandon(self._generation)
+        with logged("what is taken away may be put back"):
+            self._health.close()
+        with logged("packets may still be led into the kernel path"):
             steer.detach(self._generation.facts, self._loaded)
         self._ways.stop_opening()
+        with logged("what was reinjected may still be opened by the kernel path"):
+            self._sealing.stop_opening()
         # What was being opened is delivered.
         await_programs()
         return self._sessions.receiving()
 
+    def unread(self) -> list[TooLong]:
+        """After `release`: what still waits to be sent by the daemon."""
+        return [message for batch in iter(self._sealing.sent_up, []) for message in batch]
+
     def discard(self) -> None:
-        """As `remove`, but the TUN device stays, for another datapath."""
-        self._sessions.retire_all()
+        """As `remove`, but the TUN device stays, for another datapath. What fails is logged, and
+        the rest is taken away all the same."""
+        facts, label = self._generation.facts, self._generation.label
+        for step in (
+            self._sessions.retire_all,
+            self._ways.detach,
+            lambda: steer.detach(facts, self._loaded),
+            lambda: segmenter.remove(self._netlink, label),
+            # They would go on sealing for peers that make new sessions with another datapath now,
+            # and forget those before.
+            self.remove_older,
+            self.close,
+            self._remove_pins,
+        ):
+            with logged("what is left of the kernel path cannot be taken away"):
+                step()
+
+    def _remove_pins(self) -> None:
         netlink = Netlink()
         try:
-            self._ways.detach()
-            steer.detach(self._generation.facts, self._loaded)
-            segmenter.remove(netlink, self._generation.label)
-            self.remove_older()
-            self.close()
             leftovers.remove_generation(netlink, self._generation)
         finally:
             netlink.close()
@@ -373,22 +395,3 @@ def _trie_key(network: Network) -> bytes:
     if network.version == 4:
         return bytes(layout.AllowedIp4(network.prefixlen, address))
     return bytes(layout.AllowedIp6(network.prefixlen, address))
-
-
-def _traffic(value: bytes) -> Traffic:
-    peer = layout.Peer.from_buffer_copy(value)
-    return Traffic(
-        tx_packets=peer.tx_packets,
-        tx_bytes=peer.tx_bytes,
-        rx_packets=peer.rx_packets,
-        rx_bytes=peer.rx_bytes,
-        last_sent=peer.last_sent / NANOSECONDS,
-        last_data_sent=peer.last_data_sent / NANOSECONDS,
-        last_received=peer.last_received / NANOSECONDS,
-        last_data_received=peer.last_data_received / NANOSECONDS,
-        unanswered_since=peer.unanswered_since / NANOSECONDS,
-        unacknowledged_since=peer.unacknowledged_since / NANOSECONDS,
-        replayed=peer.replayed,
-        late=peer.late,
-        max_lateness=peer.max_lateness,
-    )

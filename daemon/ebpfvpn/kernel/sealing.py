@@ -140,6 +140,10 @@ class Sealing:
         """Towards `open`."""
         return self._inner.send(frame)
 
+    def stop_opening(self) -> None:
+        """What is reinjected goes up to the daemon again. BpfError."""
+        self._filters()["open_tc"].detach(self._loaded.maps["config"])
+
     def sent_up(self) -> list[TooLong]:
         return [message for sock in self._up for message in sock.receive()]
 

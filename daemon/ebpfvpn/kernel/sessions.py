@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ebpfvpn.datapath import Receiving, SessionState
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel import layout, window
 from ebpfvpn.kernel.layout import number
 from ebpfvpn.kernel.libbpf import BpfError
@@ -123,9 +124,15 @@ class Sessions:
         # them zero would tell the packet to everybody.
         await_programs()
         for index in retired:
-            self._wipe_keys.syscall(layout.WipeKeys(index))
-            self._maps["keys"].delete(number(index))
-            self._maps["windows"].delete(number(index))
+            wiped = False
+            with logged("keys of a session cannot be overwritten"):
+                self._wipe_keys.syscall(layout.WipeKeys(index))
+                self._maps["keys"].delete(number(index))
+                self._maps["windows"].delete(number(index))
+                wiped = True
+            if not wiped:  # tried again with the next, and at the end
+                with self._lock:
+                    self._retired.append(index)
 
     def states(self) -> list[SessionState]:
         found = []
@@ -167,6 +174,7 @@ class Sessions:
 
     def close(self) -> None:
         """Waits until the keys of all that are retired have been overwritten."""
+        self._wiper.submit(self._wipe_retired)
         self._wiper.shutdown()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import replace
 
 from ebpfvpn.datapath import DatapathError
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.failures import logged
 from ebpfvpn.kernel import attach, layout
 from ebpfvpn.kernel.attach import Attachment, AttachMode, Programs, Tunnel
 from ebpfvpn.kernel.features import takes_redirect
@@ -115,13 +115,14 @@ class Ways:
 
     def stop_opening(self) -> None:
         for ifindex in self.attachments:
-            with contextlib.suppress(DatapathError, OSError):
+            with logged("messages may still be opened by the kernel path"):
                 attach.stop_opening(self.tunnel, ifindex)
 
     def detach(self) -> None:
-        """From all devices."""
+        """From all devices. What fails is logged."""
         for ifindex in list(self.attachments):
-            attach.detach(self._netlink, self.tunnel, ifindex)
+            with logged("what is left on a device cannot be taken away"):
+                attach.detach(self._netlink, self.tunnel, ifindex)
             del self.attachments[ifindex]
 
     def _find_links(self) -> None:
