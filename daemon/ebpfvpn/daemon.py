@@ -291,8 +291,8 @@ class Daemon:
             if isinstance(event, Confirmed):
                 self.device.confirmed(event.peer, event.local_index, now())
             elif isinstance(event, TooLong):
-                self.interface.udp.send(event.message, event.endpoint, event.tos)
-                self.counters["sent_fragmented"] += 1
+                sent = self.interface.udp.send(event.message, event.endpoint, event.tos)
+                self.counters["sent_fragmented" if sent else "fragmented_send_failed"] += 1
             elif isinstance(event, PathChanged):
                 self._path_changed(event)
             elif isinstance(event, MessagesUsed):
