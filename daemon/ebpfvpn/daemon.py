@@ -420,7 +420,7 @@ class Daemon:
     def _session_ready(self, peer: int, *, confirm: bool) -> None:
         """First packets in order: those in the TUN's queue came before any that finds the
         session usable."""
-        self.first_packets.read(now())
+        self.first_packets.read_all(now())
         packets = self.staged.take(peer)
         if confirm and not packets:
             packets = [b""]

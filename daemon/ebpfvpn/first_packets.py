@@ -14,6 +14,9 @@ from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
 
 _ICMP_PER_SECOND = 1000
+_MOST_BATCHES = 16
+"""Some 4,000 packets, four times what a TUN's queue holds unless told. Who sends faster than they
+are read must not hold everything up."""
 
 
 class FirstPackets:
@@ -35,6 +38,12 @@ class FirstPackets:
             self._handle(packet, now)
             found = True
         return found
+
+    def read_all(self, now: float) -> None:
+        """As `read`, until nothing waits any more, or too much comes."""
+        for _ in range(_MOST_BATCHES):
+            if not self.read(now):
+                return
 
     def _handle(self, packet: bytes, now: float) -> None:
         found = inner.parse(packet)
