@@ -236,6 +236,16 @@ def test_what_fits_the_way(bench: Bench, length: int) -> None:
     assert len(bench.udp.messages()) == 2
 
 
+def test_without_a_session_the_limit_is_what_the_way_says_now(bench: Bench) -> None:
+    """Packets that wait for the first session are to fit as well."""
+    bench.add_other("10.6.0.0/16")
+    bench.ways.longest = 1200
+    assert bench.datapath.max_inner(OTHER_PEER) == 1200
+    bench.ways.longest = 1300
+    bench.datapath.network_changed()
+    assert bench.datapath.max_inner(OTHER_PEER) == 1300
+
+
 def test_the_ways_are_asked_for_when_they_may_have_changed(bench: Bench) -> None:
     bench.datapath.set_endpoint(PEER, REMOTE[6])
     assert bench.ways.asked[-1] == REMOTE[6]

@@ -260,8 +260,13 @@ class UserspaceDatapath:
         self._limit(peer)
 
     def _limit(self, peer: Peer) -> None:
-        """Of those who have a session: asking the kernel takes time."""
-        if peer.endpoint is not None and (peer.current or peer.next):
+        """Of those who have a session, others when it is asked for: asking the kernel takes
+        time."""
+        if peer.current or peer.next:
+            self._find_limit(peer)
+
+    def _find_limit(self, peer: Peer) -> None:
+        if peer.endpoint is not None:
             peer.max_inner = self._path_mtu.max_inner(peer.endpoint, self._mtu)
 
     def endpoint(self, peer: int) -> Endpoint | None:
@@ -355,7 +360,10 @@ class UserspaceDatapath:
         pass  # no later daemon finds it here
 
     def max_inner(self, peer: int) -> int:
-        return self._peers[peer].max_inner
+        found = self._peers[peer]
+        if not (found.current or found.next):
+            self._find_limit(found)
+        return found.max_inner
 
     # What it tells.
 
