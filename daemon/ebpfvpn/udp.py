@@ -25,6 +25,16 @@ _MOST_ORIGINS = 4096
 _BATCH = 64
 _PORT_TRIES = 50
 
+_NOT_FROM_HERE = (
+    errno.EINVAL,
+    errno.EADDRNOTAVAIL,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENODEV,
+)
+"""What the kernel says where our address is not ours (any more), or no way leads from there. After
+any other refusal another address would only make the peer's endpoint of us move."""
+
 HANDSHAKE_TOS = 0x88
 """Class AF41, as Linux' WireGuard marks them."""
 
@@ -320,7 +330,9 @@ class Destination:
         try:
             self._sock.sendmsg(parts, [*self._from, *mark], 0, self._address)
         except OSError as error:
-            if not self._from or error.errno in (errno.EAGAIN, errno.EMSGSIZE):
+            # EINVAL may also say that there is no segmentation on this way.
+            gone = error.errno in _NOT_FROM_HERE and not (segment and error.errno == errno.EINVAL)
+            if not self._from or not gone:
                 raise
             self._sock.sendmsg(parts, mark, 0, self._address)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -8,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.udp import UdpSockets
+from ebpfvpn.udp import Destination, UdpSockets
 from netns import Namespace, address, namespace, veth
 
 OURS = ("192.0.2.1", "192.0.2.77", "2001:db8::1", "2001:db8::77")
@@ -101,6 +103,52 @@ def test_an_address_that_is_gone_is_replaced_by_the_kernels_choice(
     gone = "192.0.2.200" if remote.family == socket.AF_INET else "2001:db8::200"
     assert udp.send(b"answer", Endpoint(ip_address(their), port, ip_address(gone)))
     assert remote.recvfrom(100)[1][0] in own_of(remote)
+
+
+class Refusing:
+    """A socket that takes messages from no particular address."""
+
+    family = socket.AF_INET
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+        self.tries: list[bool] = []
+
+    def sendmsg(self, _: object, control: list[tuple[int, int, bytes]], *__: object) -> None:
+        from_there = any(kind == 8 for _, kind, _ in control)  # IP_PKTINFO
+        self.tries.append(from_there)
+        if from_there:
+            raise OSError(self.error, "no")
+
+
+@pytest.mark.parametrize(("error", "segment", "again"), [
+    (errno.EINVAL, 0, True),
+    (errno.EADDRNOTAVAIL, 0, True),
+    (errno.ENETUNREACH, 0, True),
+    (errno.ENETUNREACH, 100, True),
+    (errno.EHOSTUNREACH, 0, True),
+    (errno.ENODEV, 0, True),
+    (errno.EINVAL, 100, False),  # no segmentation, perhaps
+    (errno.EPERM, 0, False),  # a firewall
+    (errno.EACCES, 0, False),
+    (errno.ENOBUFS, 0, False),
+    (errno.EAGAIN, 0, False),
+    (errno.EMSGSIZE, 0, False),
+])  # fmt: skip
+def test_another_address_is_taken_only_where_ours_is_the_reason(
+    error: int, segment: int, again: bool
+) -> None:
+    """Otherwise the peer would answer to where it was not asked from."""
+    sock = Refusing(error)
+    to = Endpoint(ip_address(THEIRS[4]), 9, ip_address(OURS[0]))
+    destination = Destination(cast(socket.socket, sock), to)
+    if again:
+        destination.send((b"message",), 0, segment)
+    else:
+        with pytest.raises(OSError) as refused:
+            destination.send((b"message",), 0, segment)
+        assert refused.value.errno == error
+    assert sock.tries == ([True, False] if again else [True])
 
 
 def test_no_way_is_no_exception(udp: UdpSockets) -> None:
@@ -205,7 +253,7 @@ def test_without_rights_over_the_machine_the_kernels_limit_holds() -> None:
     limits = [Path(f"/proc/sys/net/core/{way}mem_max").read_text().strip() for way in "wr"]
     program = """
 import sys
-from ebpfvpn.udp import UdpSockets
+from ebpfvpn.udp import Destination, UdpSockets
 limits = (int(sys.argv[1]), int(sys.argv[2]))
 udp = UdpSockets(0, 0, send_buffer=2**30 - 1, recv_buffer=2**30 - 1)
 assert udp.granted() == limits, udp.granted()
