@@ -384,8 +384,11 @@ class Device:
 
     def _forget_local_address(self, peer: Peer) -> None:
         """It may be the cause of the silence: the kernel shall choose another."""
-        if peer.endpoint and (peer.endpoint.local or peer.endpoint.ifindex):
-            peer.endpoint = replace(peer.endpoint, local=None, ifindex=0)
+        if peer.endpoint is None:
+            return
+        forgotten = replace(peer.endpoint, local=None, ifindex=peer.endpoint.zone)
+        if forgotten != peer.endpoint:
+            peer.endpoint = forgotten
             self._actions.append(EndpointMoved(peer.number, peer.endpoint))
 
     # Sessions, and what keeps the books.

@@ -315,8 +315,8 @@ class Destination:
         self._from = _pktinfo(to)
         self._marks: dict[int, list[tuple[int, int, bytes]]] = {}
         self._address: tuple[str, int] | tuple[str, int, int, int] = (str(to.address), to.port)
-        if to.address.is_link_local and to.address.version == 6:
-            self._address = (*self._address[:2], 0, to.ifindex)
+        if to.zone:
+            self._address = (*self._address[:2], 0, to.zone)
 
     def send(self, parts: Sequence[bytes | memoryview], tos: int, segment: int = 0) -> None:
         """One message in parts; or, with `segment`, many of that length, the last of which may be

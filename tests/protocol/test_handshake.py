@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 
 import pytest
@@ -197,6 +197,18 @@ def test_a_silent_peer_makes_us_forget_our_local_address() -> None:
     alice.send(b"one")
     network.run(6)
     assert alice.took(actions.EndpointMoved) == [actions.EndpointMoved(1, bob.address)]
+
+
+def test_the_device_of_a_link_local_endpoint_is_not_forgotten() -> None:
+    network, alice, _ = pair()
+    there = Endpoint(IPv6Address("fe80::2"), 51820, IPv6Address("fe80::1"), 2)
+    alice.device.set_endpoint(1, there)
+    network.lost = lambda data, source: True
+    alice.send(b"one")
+    network.run(20)
+    assert alice.took(actions.EndpointMoved) == [
+        actions.EndpointMoved(1, replace(there, local=None))
+    ]
 
 
 def test_a_replayed_initiation_is_refused() -> None:
