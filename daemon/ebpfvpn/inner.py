@@ -14,6 +14,8 @@ IPV6_LEAST_MTU = 1280
 
 _IPV4, _IPV6 = 20, 40
 _ICMP, _ICMPV6 = 1, 58
+_FRAGMENT = 44
+_EXTENSIONS = (0, 43, _FRAGMENT, 60)  # hop-by-hop options, routing, destination options
 _TTL = 64
 _DONT_FRAGMENT, _MORE_FRAGMENTS, _OFFSET = 0x4000, 0x2000, 0x1FFF
 
@@ -111,8 +113,25 @@ def _may_answer(inner: Inner) -> bool:
         return not (packet[9] == _ICMP and packet[at : at + 1] not in map(_byte, _ICMP4_QUERIES))
     if inner.destination[0] == 0xFF or inner.source[0] == 0xFF or not any(inner.source):
         return False
-    # Types below 128 are errors.
-    return not (packet[6] == _ICMPV6 and packet[40:41] < b"\x80")
+    protocol, at = _upper_layer(packet)
+    # Types below 128 are errors. In a later fragment it is not to be seen.
+    return not (protocol == _ICMPV6 and packet[at : at + 1] < b"\x80")
+
+
+def _upper_layer(packet: bytes) -> tuple[int, int]:
+    """Of an IPv6 packet: the protocol behind its extension headers (RFC 8200, section 4), and
+    where that begins; behind the packet's end, if it is in another fragment or further back than
+    an error would quote."""
+    protocol, at = packet[6], _IPV6
+    while protocol in _EXTENSIONS:
+        if at + 8 > min(len(packet), _QUOTE6):
+            return protocol, len(packet)
+        if protocol == _FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & ~7:
+            return packet[at], len(packet)
+        # Of a fragment header, that byte is reserved.
+        more = 0 if protocol == _FRAGMENT else packet[at + 1]
+        protocol, at = packet[at], at + 8 * (more + 1)
+    return protocol, at
 
 
 def _byte(value: int) -> bytes:

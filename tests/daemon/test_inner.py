@@ -36,6 +36,16 @@ def packet6(
     return header + source + destination + payload
 
 
+def extension(following: int, length: int = 8) -> bytes:
+    """An IPv6 extension header of padding."""
+    return bytes([following, length // 8 - 1, 1, length - 4]) + bytes(length - 4)
+
+
+def fragment_header(following: int, field: int) -> bytes:
+    """`field`: offset in bytes, and 1 if there are more."""
+    return struct.pack("!BBHI", following, 0xFF, field, 0x1234)
+
+
 def parsed(packet: bytes) -> Inner:
     found = inner.parse(packet)
     assert found is not None
@@ -149,6 +159,12 @@ def test_unreachable() -> None:
         packet4(b"x", source=bytes([239, 1, 1, 1])),
         packet6(bytes([1, 3]), protocol=ICMPV6),
         packet6(b"", protocol=ICMPV6),
+        packet6(extension(ICMPV6) + bytes([1, 3]), protocol=60),
+        packet6(extension(43, 24) + extension(ICMPV6) + bytes([1, 3]), protocol=0),
+        packet6(fragment_header(ICMPV6, 1) + bytes([1, 3]), protocol=44),
+        packet6(fragment_header(60, 1) + extension(ICMPV6) + bytes([1, 3]), protocol=44),
+        packet6(fragment_header(ICMPV6, 8) + bytes([128, 3]), protocol=44),
+        packet6(extension(ICMPV6), protocol=60),
         packet6(b"x", destination=bytes([0xFF, 2] + 13 * [0] + [1])),
         packet6(b"x", source=bytes(16)),
     ],
@@ -166,6 +182,10 @@ def test_no_error_about_errors_fragments_and_groups(packet: bytes) -> None:
         packet4(bytes([0, 0]), protocol=ICMP, options=bytes(8)),
         packet4(b"first", flags=MF),
         packet6(bytes([128, 0]), protocol=ICMPV6),
+        packet6(extension(ICMPV6) + bytes([128, 0]), protocol=60),
+        packet6(fragment_header(ICMPV6, 1) + bytes([128, 0]), protocol=44),
+        packet6(fragment_header(UDP, 1480) + bytes([1, 3]), protocol=44),
+        packet6(extension(UDP)[:4], protocol=60),
     ],
 )
 def test_queries_and_first_fragments_are_answered(packet: bytes) -> None:
