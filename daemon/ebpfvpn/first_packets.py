@@ -68,10 +68,12 @@ class FirstPackets:
         return configured or self._device.status(peer).endpoint is not None
 
     def _handle_too_big(self, found: Inner, peer: int, longest: int, now: float) -> None:
-        if inner.may_fragment(found):
-            self._stage(peer, inner.fragment(found, longest), now)
-        else:
+        if not inner.may_fragment(found):
             self._answer(inner.too_big(found, longest), "too_big", now)
+        elif pieces := inner.fragment(found, longest):
+            self._stage(peer, pieces, now)
+        else:
+            self._answer(None, "too_big", now)
 
     def _stage(self, peer: int, packets: list[bytes], now: float) -> None:
         if not self._staged.waiting(peer):
@@ -85,5 +87,7 @@ class FirstPackets:
 
     def _answer(self, icmp: bytes | None, reason: str, now: float) -> None:
         self._counters[reason] += 1
-        if icmp is not None and self._icmp.allow(now):
-            self._interface.tun.write(icmp)
+        if icmp is None or not self._icmp.allow(now):
+            return
+        if not self._interface.tun.write(icmp):
+            self._counters["icmp_refused"] += 1

@@ -76,7 +76,8 @@ def too_big(inner: Inner, mtu: int) -> bytes | None:
 
 def fragment(inner: Inner, mtu: int) -> list[bytes]:
     """An IPv4 packet in pieces of at most `mtu` bytes (RFC 791, section 2.3). Options go into
-    the first alone if they are not to be copied; here all are, which receivers ignore."""
+    the first alone if they are not to be copied; here all are, which receivers ignore. None at
+    all where `mtu` has no room for any of the payload."""
     packet = inner.packet
     header_length = (packet[0] & 15) * 4
     header, payload = packet[:header_length], packet[header_length:]

@@ -24,6 +24,7 @@ _CONTROL = 256
 _MOST_ORIGINS = 4096
 _BATCH = 64
 _PORT_TRIES = 50
+_MOST_ERRORS = 64
 
 _NOT_FROM_HERE = (
     errno.EINVAL,
@@ -169,8 +170,9 @@ class UdpSockets:
             sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_BPF, 0)
 
     def receive_into(self, sock: socket.socket, buffer: bytearray) -> Arrival | None:
-        """What waits first on one of `sockets`; None: nothing does. `buffer` has MOST bytes."""
-        while True:
+        """What waits first on one of `sockets`; None: nothing does, or nothing but errors.
+        `buffer` has MOST bytes."""
+        for _ in range(_MOST_ERRORS):
             try:
                 length, control, _, source = sock.recvmsg_into((buffer,), _CONTROL)
                 break
@@ -178,6 +180,8 @@ class UdpSockets:
                 # Other errors tell of an earlier packet of ours (ICMP); there may be more.
                 if error.errno in (errno.EAGAIN, errno.EBADF):
                     return None
+        else:
+            return None
         # Parsed once for each of the few that there are.
         key = (source, *control)
         origin = self._origins.get(key)

@@ -107,3 +107,23 @@ def test_who_sends_without_end_is_not_waited_for(daemon: Daemon, fakes: Fakes) -
     fakes.endless = fakes.session = True
     daemon._session_ready(PEER, confirm=True)
     assert len([one for one in fakes.done if one not in (True, False)]) == _MOST_BATCHES * BATCH
+
+
+@pytest.mark.parametrize("longest", [16, 27])
+def test_what_cannot_even_be_cut_is_counted(daemon: Daemon, fakes: Fakes, longest: int) -> None:
+    fakes.waiting = [packet(0, 100)]
+    fakes.longest = longest
+    daemon.first_packets.read(0.0)
+    assert daemon.counters == {"too_big": 1}
+    assert (fakes.written, daemon.staged.waiting(PEER)) == ([], False)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_an_answer_that_the_stack_does_not_take_is_counted(
+    daemon: Daemon, fakes: Fakes, takes: bool
+) -> None:
+    fakes.waiting = [ipv4("10.1.0.1", "10.5.0.9", bytes(100), fragment=0x4000)]
+    fakes.longest, fakes.takes = 64, takes
+    daemon.first_packets.read(0.0)
+    assert daemon.counters == {"too_big": 1} | ({} if takes else {"icmp_refused": 1})
+    assert len(fakes.written) == takes

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import chain, repeat
 from pathlib import Path
 from typing import cast
+from unittest.mock import MagicMock
 
 import pytest
 
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.udp import Destination, UdpSockets
+from ebpfvpn.udp import MOST, Destination, UdpSockets
 from netns import Namespace, address, namespace, veth
 
 OURS = ("192.0.2.1", "192.0.2.77", "2001:db8::1", "2001:db8::77")
@@ -186,6 +188,22 @@ def test_a_batch_is_bounded_and_the_rest_stays(udp: UdpSockets, remote: socket.s
     assert received == list(range(100))
 
 
+def test_errors_before_a_message_and_errors_without_end() -> None:
+    with namespace() as ns:
+        udp = ns.call(UdpSockets, 0, 0)
+        failing = MagicMock()
+        message = (4, [], 0, ("192.0.2.2", 9))
+        failing.recvmsg_into.side_effect = [OSError(errno.ECONNREFUSED, "no")] * 3 + [message]
+        arrival = udp.receive_into(failing, bytearray(MOST))
+        assert arrival is not None
+        assert arrival.length == 4
+        endless = chain(repeat(OSError(errno.ENETDOWN, "no"), 1000), [OSError(errno.EAGAIN, "")])
+        failing.recvmsg_into = MagicMock(side_effect=endless)
+        assert udp.receive_into(failing, bytearray(MOST)) is None
+        assert failing.recvmsg_into.call_count < 500
+        udp.close()
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_port_in_use_is_an_error_for_the_operator(family: socket.AddressFamily) -> None:
     with namespace() as ns, ns.call(socket.socket, family, socket.SOCK_DGRAM) as taken:
@@ -253,7 +271,7 @@ def test_without_rights_over_the_machine_the_kernels_limit_holds() -> None:
     limits = [Path(f"/proc/sys/net/core/{way}mem_max").read_text().strip() for way in "wr"]
     program = """
 import sys
-from ebpfvpn.udp import Destination, UdpSockets
+from ebpfvpn.udp import UdpSockets
 limits = (int(sys.argv[1]), int(sys.argv[2]))
 udp = UdpSockets(0, 0, send_buffer=2**30 - 1, recv_buffer=2**30 - 1)
 assert udp.granted() == limits, udp.granted()
