@@ -213,7 +213,8 @@ class Datapath(Protocol):
         and seals from its first authenticated packet on (event Confirmed)."""
 
     def retire(self, local_index: int) -> None:
-        """Forgets a session and overwrites its keys. Unknown indices are ignored."""
+        """Forgets a session, and overwrites its keys where they lie in a map; what Python held it
+        can only let go of. Unknown indices are ignored."""
 
     def set_usable(self, peer: int, usable: bool) -> None:
         """Whether the peer's packets may take the datapath by themselves. Off until the first
@@ -265,5 +266,5 @@ class Datapath(Protocol):
         """Lets go. Packets go on, as long as their sessions may, for a later daemon to find."""
 
     def remove(self) -> None:
-        """Overwrites all keys, lets go, and takes away every program, map, filter and device of
-        this tunnel, the TUN device too."""
+        """Forgets all sessions as `retire` does, lets go, and takes away every program, map, filter
+        and device of this tunnel, the TUN device too."""

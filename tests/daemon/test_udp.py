@@ -192,7 +192,7 @@ def test_errors_before_a_message_and_errors_without_end() -> None:
     with namespace() as ns:
         udp = ns.call(UdpSockets, 0, 0)
         failing = MagicMock()
-        message = (4, [], 0, ("192.0.2.2", 9))
+        message: object = (4, [], 0, ("192.0.2.2", 9))
         failing.recvmsg_into.side_effect = [OSError(errno.ECONNREFUSED, "no")] * 3 + [message]
         arrival = udp.receive_into(failing, bytearray(MOST))
         assert arrival is not None

@@ -121,7 +121,7 @@ class UserspaceDatapath:
                 try:
                     packets = self._finish(view, count)
                 except GsoError:
-                    self._drops["malformed_inner"] += 1
+                    self._drops["send_failed"] += gso.pieces(length, virtio_net.decode(view))
                     continue
             else:
                 packets = ((bytes(view[_START : count + wire.PADDING]), length),)

@@ -31,6 +31,11 @@ class GsoError(Exception):
     """Not a super-packet that can be cut; the kernel makes none such."""
 
 
+def pieces(length: int, header: Header) -> int:
+    """As how many packets a super-packet of `length` bytes counts, whether it can be cut or not."""
+    return max(-(-(length - header.headers) // header.gso_size), 1) if header.gso_size else 1
+
+
 def cut(packet: memoryview, header: Header) -> list[Packet]:
     """The packets of a super-packet (`header.gso_type`). GsoError."""
     start, mss, headers = header.checksum_start, header.gso_size, _headers(packet, header)
