@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -22,7 +22,6 @@ MOST = 65535
 """Bytes of a message, or of those that the kernel joined."""
 _CONTROL = 256
 _MOST_ORIGINS = 4096
-_BATCH = 64
 _PORT_TRIES = 50
 _MOST_ERRORS = 64
 
@@ -188,21 +187,9 @@ class UdpSockets:
         if origin is None:
             if len(self._origins) >= _MOST_ORIGINS:
                 self._origins.clear()
-            origin = self._origins[key] = _origin(sock.family, source, control)
+            origin = self._origins[key] = _origin(source, control)
         endpoint, tos, segment = origin
         return Arrival(length, segment or length, endpoint, tos)
-
-    def receive(self, sock: socket.socket) -> Iterator[tuple[bytes, Endpoint, int]]:
-        """Messages that wait on one of `sockets`, a batch at most: data, where it came from and
-        to, its TOS or traffic class."""
-        buffer = bytearray(MOST)
-        for _ in range(_BATCH):
-            arrival = self.receive_into(sock, buffer)
-            if arrival is None:
-                return
-            for at in range(0, arrival.length, arrival.segment) if arrival.length else (0,):
-                end = min(at + arrival.segment, arrival.length)
-                yield bytes(buffer[at:end]), arrival.source, arrival.tos
 
     def destination(self, to: Endpoint) -> Destination | None:
         """None: there is no socket of its family."""
@@ -266,9 +253,7 @@ def _refusal(port: int, error: OSError) -> str:
     return f"cannot open UDP port {port}: {error.strerror}"
 
 
-def _origin(
-    family: int, source: Any, control: list[tuple[int, int, bytes]]
-) -> tuple[Endpoint, int, int]:
+def _origin(source: Any, control: list[tuple[int, int, bytes]]) -> tuple[Endpoint, int, int]:
     """Where a message came from and to, its TOS or traffic class, and the length of those that
     were joined (0: it is one)."""
     local: Address | None = None
