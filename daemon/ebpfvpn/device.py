@@ -73,7 +73,6 @@ class Device:
         public_key: bytes,
         *,
         preshared_key: bytes = wire.NO_PRESHARED_KEY,
-        endpoint: Endpoint | None = None,
         persistent_keepalive: int = 0,
     ) -> None:
         """Raises ValueError if the key is our own, another peer's, or no good public key."""
@@ -85,10 +84,8 @@ class Device:
             remote = noise.remote(self._static, public_key, preshared_key)
         except ProtocolError as error:
             raise ValueError(str(error)) from None
-        peer = Peer(number, remote, endpoint, persistent_keepalive, self._jitter)
+        peer = Peer(number, remote, persistent_keepalive, self._jitter)
         self._peers[number] = self._by_public_key[public_key] = peer
-        if endpoint is not None:
-            peer.timers.endpoint_known()
         self._settle(peer)
 
     def adopt(self, number: int, left: Left, now: float) -> None:
@@ -102,14 +99,6 @@ class Device:
         if peer.keypairs.usable(now):
             self._session_ready(peer, confirm=False)
         self._settle(peer)
-
-    def remove_peer(self, number: int) -> None:
-        """Its sessions are retired. Raises KeyError if there is no such peer."""
-        peer = self._peers.pop(number)
-        del self._by_public_key[peer.remote.public_key]
-        self._forget_initiation(peer)
-        self._retire(peer, peer.keypairs.clear())
-        self._schedule.set(number, None)
 
     def set_endpoint(self, number: int, endpoint: Endpoint) -> None:
         """The daemon knows better: it resolved a name, or a data packet came from there."""
@@ -163,7 +152,8 @@ class Device:
         actions, self._actions = self._actions, []
         return actions
 
-    # What the datapath tells. It may be late: peers and sessions can be gone.
+    # What the datapath tells. It may be late: of sessions that are gone, or
+    # of peers that are in the configuration no more.
 
     def want_session(self, number: int, now: float) -> None:
         """Data waits. Shakes hands, unless there is a session or that is under way; SessionReady
