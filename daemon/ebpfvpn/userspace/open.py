@@ -78,7 +78,7 @@ class Opening:
         length = len(data)
         packets = total = 0
         has_data = False
-        limit = session.receive_limit if now < session.expires else 0
+        limit = wire.REJECT_AFTER_MESSAGES if now < session.expires else 0
         while length - at >= _OVERHEAD:
             kind, index, counter = unpack(data, at)
             if index != local_index or kind != wire.Data.TYPE:
