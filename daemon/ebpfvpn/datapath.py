@@ -7,7 +7,6 @@ methods are called from one thread and none blocks for longer than a few system 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
@@ -182,19 +181,11 @@ Event = Confirmed | Roamed | TooLong | MessagesUsed | PathChanged
 
 
 class Datapath(Protocol):
-    """Moves data packets of one tunnel. See KernelDatapath."""
+    """Moves data packets of one tunnel: what both paths have in common."""
 
     def describe(self) -> dict[str, object]:
         """What was chosen and why: {"path": "kernel", "devices": [{"name", "open", "seal",
         "reason"}, ...]}, ready for JSON."""
-
-    def left(self) -> list[Left]:
-        """What an earlier daemon left, to be asked for at the start. Whoever of it is in the
-        configuration no more is to be removed."""
-
-    def remove_older(self) -> None:
-        """To be called REJECT_AFTER_TIME after the start: older versions' programs have nothing to
-        do any more."""
 
     def add_peer(self, peer: int, public_key: bytes) -> None: ...
 
@@ -230,10 +221,6 @@ class Datapath(Protocol):
         """Seals and sends inner IP packets under the current session, in order; an empty packet
         is a keepalive."""
 
-    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        """A data message that came to the UDP socket (reassembled from fragments, say): opened
-        as if it had come by the device `source.ifindex`. `tos` is the outer TOS byte."""
-
     def traffic(self) -> dict[int, Traffic]:
         """Of every peer that is added."""
 
@@ -243,20 +230,10 @@ class Datapath(Protocol):
         """Packets dropped or handed on, by reason; every reason is there, zeros included.
         "socket_refused" is what the filters of the daemon's UDP sockets refused."""
 
-    def accept_only_messages(self, sock: socket.socket) -> None:
-        """From now on the daemon's UDP socket takes well-formed handshake messages, and data
-        messages of live sessions (for `reinject`); the rest is counted in `drops`, as
-        "socket_refused"."""
-
     def events_fd(self) -> int:
         """Readable when `events` has something."""
 
     def events(self) -> list[Event]: ...
-
-    def check(self) -> list[str]:
-        """Looks whether all that packets need is in place, and puts back what is not; cheap, and
-        without effect, while all is well. Returns what was found and done, one line for the
-        operator each. DatapathError: it cannot be put back, so packets need another path."""
 
     def network_changed(self) -> None:
         """Links, addresses, routes or neighbours changed: resolve the ways to all endpoints

@@ -129,9 +129,6 @@ class Paths:
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
         (self._userspace if self._seals_here(peer) else self._front()).send(peer, packets)
 
-    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        self._front().reinject(message, source, tos)
-
     def _front(self) -> KernelDatapath | UserspaceDatapath:
         return self._kernel or self._userspace
 
@@ -142,8 +139,8 @@ class Paths:
     # Which path.
 
     def check(self) -> list[str]:
-        """See Datapath.check, but never fails: goes down to userspace, or up again, and tells of
-        that by PathChanged."""
+        """See KernelDatapath.check, but never fails: goes down to userspace, or up again, and tells
+        of that by PathChanged."""
         if self._kernel is not None:
             try:
                 done = self._kernel.check()

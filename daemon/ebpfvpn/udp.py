@@ -164,7 +164,7 @@ class UdpSockets:
         return True
 
     def accept_all(self, sock: socket.socket) -> None:
-        """Takes the filter off that Datapath.accept_only_messages put on."""
+        """Takes the filter off that KernelDatapath.accept_only_messages put on."""
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_BPF, 0)
 

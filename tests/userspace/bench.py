@@ -128,10 +128,6 @@ class Bench:
         with self.clock():
             self.datapath.send(peer, packets)
 
-    def reinject(self, message: bytes, source: Endpoint = REMOTE[4], tos: int = 0) -> None:
-        with self.clock():
-            self.datapath.reinject(message, source, tos)
-
     def texts(self, *, key: bytes = SEND_KEY) -> list[tuple[int, int, bytes]]:
         """Receiver, counter and padded packet of each message sent since the last call."""
         return [packets.open_data_message(key, one) for one in self.udp.messages()]

@@ -211,11 +211,6 @@ class UserspaceDatapath:
         self._sealing.flush()
         self._signal()
 
-    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        self._opening.open(memoryview(message), len(message), source, tos, _now())
-        self._gro.flush()
-        self._signal()
-
     def _peer_to(self, buffer: bytearray, length: int) -> Peer | None:
         """Of a packet behind its virtio-net header, on its way out."""
         version = buffer[_START] >> 4
@@ -233,12 +228,6 @@ class UserspaceDatapath:
 
     def describe(self) -> dict[str, object]:
         return {"path": "userspace", "devices": []}
-
-    def left(self) -> list[Left]:
-        return []
-
-    def remove_older(self) -> None:
-        pass
 
     def add_peer(self, peer: int, public_key: bytes) -> None:
         self._peers.add(Peer(peer, public_key))
@@ -379,9 +368,6 @@ class UserspaceDatapath:
     def drops(self) -> dict[str, int]:
         return dict(self._drops) | {"stack_refused": self._gro.refused}
 
-    def accept_only_messages(self, sock: socket.socket) -> None:
-        pass  # every message is looked at
-
     def events_fd(self) -> int:
         return self._event
 
@@ -397,9 +383,6 @@ class UserspaceDatapath:
     def _signal(self) -> None:
         if self._events:
             os.eventfd_write(self._event, 1)
-
-    def check(self) -> list[str]:
-        return []
 
     def network_changed(self) -> None:
         self._path_mtu.network_changed()
