@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from ebpfvpn import checksum
+
 IPV6_LEAST_MTU = 1280
 """RFC 8200, section 5: a longer way is found for these packets, if need be in fragments."""
 
@@ -99,7 +101,7 @@ def _ipv4_header(header: bytes, payload: int, flags: int) -> bytes:
     struct.pack_into("!H", changed, 2, len(header) + payload)
     struct.pack_into("!H", changed, 6, flags)
     struct.pack_into("!H", changed, 10, 0)
-    struct.pack_into("!H", changed, 10, checksum(bytes(changed)))
+    struct.pack_into("!H", changed, 10, checksum.of(changed))
     return bytes(changed)
 
 
@@ -141,26 +143,16 @@ def _byte(value: int) -> bytes:
 
 def _icmp4(inner: Inner, kind: int, code: int, last: int) -> bytes:
     body = struct.pack("!BBHI", kind, code, 0, last) + inner.packet[:_QUOTE4]
-    body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+    body = body[:2] + struct.pack("!H", checksum.of(body)) + body[4:]
     header = struct.pack("!BBHHHBBH", 0x45, 0xC0, _IPV4 + len(body), 0, 0, _TTL, _ICMP, 0)
     header += inner.destination + inner.source
-    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + body
+    return header[:10] + struct.pack("!H", checksum.of(header)) + header[12:] + body
 
 
 def _icmp6(inner: Inner, kind: int, code: int, last: int) -> bytes:
     body = struct.pack("!BBHI", kind, code, 0, last) + inner.packet[:_QUOTE6]
     addresses = inner.destination + inner.source
     pseudo = addresses + struct.pack("!II", len(body), _ICMPV6)
-    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+    body = body[:2] + struct.pack("!H", checksum.of(pseudo + body)) + body[4:]
     header = struct.pack("!IHBB", 6 << 28, len(body), _ICMPV6, _TTL)
     return header + addresses + body
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(word for (word,) in struct.iter_unpack("!H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

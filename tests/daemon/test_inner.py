@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ebpfvpn import inner
 from ebpfvpn.inner import Inner
+from rows.packets import checksum
 
 SOURCE4, DESTINATION4 = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 SOURCE6, DESTINATION6 = bytes([0xFD] + 14 * [0] + [1]), bytes([0xFD] + 14 * [0] + [2])
@@ -24,7 +25,7 @@ def packet4(
         "!BBHHHBBH4s4s", 0x40 | length // 4, 0, length + len(payload), 0x1234, flags, 64,
         protocol, 0, source, destination,
     ) + options  # fmt: skip
-    check = struct.pack("!H", inner.checksum(header))
+    check = struct.pack("!H", checksum(header))
     return header[:10] + check + header[12:] + payload
 
 
@@ -106,8 +107,8 @@ def test_icmp_error_for_ipv4(length: int) -> None:
     assert error.packet == answer
     assert (error.source, error.destination) == (DESTINATION4, SOURCE4)
     assert answer[9] == ICMP
-    assert inner.checksum(answer[:20]) == 0
-    assert inner.checksum(answer[20:]) == 0
+    assert checksum(answer[:20]) == 0
+    assert checksum(answer[20:]) == 0
     assert answer[20:22] == bytes([3, 4])
     assert answer[24:28] == struct.pack("!HH", 0, 1216)
     assert answer[28:] == offending[: 576 - 28]
@@ -124,7 +125,7 @@ def test_icmp_error_for_ipv6(length: int) -> None:
     assert answer[6] == ICMPV6
     body = answer[40:]
     pseudo = answer[8:40] + struct.pack("!II", len(body), ICMPV6)
-    assert inner.checksum(pseudo + body) == 0
+    assert checksum(pseudo + body) == 0
     assert body[:2] == bytes([2, 0])
     assert body[4:8] == struct.pack("!I", 1300)
     assert body[8:] == offending[: 1280 - 48]
@@ -206,7 +207,7 @@ def test_fragments_make_up_the_packet(payload: bytes, mtu: int, options: bytes, 
     for number, piece in enumerate(pieces):
         assert len(piece) <= mtu
         assert inner.parse(piece) is not None
-        assert inner.checksum(piece[:header]) == 0
+        assert checksum(piece[:header]) == 0
         assert piece[:2] + piece[4:6] + piece[8:10] == packet[:2] + packet[4:6] + packet[8:10]
         assert piece[12:header] == packet[12:header]
         field = int.from_bytes(piece[6:8], "big")
@@ -219,10 +220,3 @@ def test_fragments_make_up_the_packet(payload: bytes, mtu: int, options: bytes, 
 
 def test_no_room_for_fragments() -> None:
     assert inner.fragment(parsed(packet4(bytes(100))), 27) == []
-
-
-def test_checksum() -> None:
-    """The example of RFC 1071, section 3."""
-    assert inner.checksum(bytes.fromhex("0001f203f4f5f6f7")) == ~0xDDF2 & 0xFFFF
-    assert inner.checksum(b"") == 0xFFFF
-    assert inner.checksum(b"\x01") == ~0x0100 & 0xFFFF

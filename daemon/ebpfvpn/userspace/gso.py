@@ -10,7 +10,7 @@ from struct import Struct
 
 import numpy as np
 
-from ebpfvpn.userspace import checksum
+from ebpfvpn import checksum
 from ebpfvpn.virtio_net import ECN, NEEDS_CHECKSUM, TCPV4, TCPV6, UDP, Header
 from ebpfvpn.wire import PADDING
 
