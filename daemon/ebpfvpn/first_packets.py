@@ -55,9 +55,7 @@ class FirstPackets:
             self._answer(inner.unreachable(found), "unreachable", now)
             return
         longest = self._interface.datapath.max_inner(peer)
-        if longest and found.version == 6:
-            longest = max(longest, inner.IPV6_LEAST_MTU)
-        if longest and len(found.packet) > longest:
+        if longest and len(found.packet) > inner.limit(longest, found.version):
             self._handle_too_big(found, peer, longest, now)
             return
         self._stage(peer, [found.packet], now)

@@ -41,16 +41,34 @@ class Inner:
 
 def parse(packet: bytes) -> Inner | None:
     """None: not a whole IP packet."""
-    version = packet[0] >> 4 if packet else 0
-    if version == 4 and len(packet) >= _IPV4 and (packet[0] & 15) * 4 >= _IPV4:
-        length = int.from_bytes(packet[2:4], "big")
-        if (packet[0] & 15) * 4 <= length <= len(packet):
-            return Inner(packet[:length], 4, packet[12:16], packet[16:20])
-    if version == 6 and len(packet) >= _IPV6:
-        length = _IPV6 + int.from_bytes(packet[4:6], "big")
-        if length <= len(packet):
-            return Inner(packet[:length], 6, packet[8:24], packet[24:40])
-    return None
+    length, source = length_and_source(packet) if packet else (0, b"")
+    if not length:
+        return None
+    version = packet[0] >> 4
+    destination = packet[16:20] if version == 4 else packet[24:40]
+    return Inner(packet[:length], version, source, destination)
+
+
+def length_and_source(packet: bytes) -> tuple[int, bytes]:
+    """Of the IP packet that `packet`, which is not empty, begins with, by its own header; a length
+    of 0: it is no whole one. Every packet that is opened in userspace goes through here."""
+    most = len(packet)
+    version = packet[0] >> 4
+    if version == 4 and most >= _IPV4:
+        length = packet[2] << 8 | packet[3]
+        header = (packet[0] & 15) * 4
+        if _IPV4 <= header <= length <= most:
+            return length, packet[12:16]
+    elif version == 6 and most >= _IPV6:
+        length = (packet[4] << 8 | packet[5]) + _IPV6
+        if length <= most:
+            return length, packet[8:24]
+    return 0, b""
+
+
+def limit(longest: int, version: int) -> int:
+    """Bytes that a packet may have on a way that `longest` fits without outer fragments."""
+    return max(longest, IPV6_LEAST_MTU) if version == 6 else longest
 
 
 def may_fragment(inner: Inner) -> bool:

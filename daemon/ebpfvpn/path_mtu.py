@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 _MOST_KNOWN = 16_384
 
-_HEADERS = {4: 20 + 8 + 32, 6: 40 + 8 + 32}
-"""IP, UDP, header and tag of a message."""
+_HEADERS = {4: 20 + 8 + wire.Data.OVERHEAD, 6: 40 + 8 + wire.Data.OVERHEAD}
+"""IP and UDP header, and what a message adds, by the outer IP version."""
 
 
 def longest_inner(mtu: int, version: int, inner_mtu: int) -> int:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 
-from ebpfvpn import virtio_net, wire
+from ebpfvpn import inner, virtio_net, wire
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
     Event,
@@ -24,7 +24,6 @@ from ebpfvpn.datapath import (
     Traffic,
 )
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.inner import IPV6_LEAST_MTU
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.path_mtu import PathMtu
 from ebpfvpn.tun import Tun
@@ -153,9 +152,7 @@ class UserspaceDatapath:
         if not peer.usable or peer.current is None or now >= peer.current.expires:
             return False
         most = peer.max_inner
-        if not most:
-            return True
-        return first[1] <= (max(most, IPV6_LEAST_MTU) if first[0][0] >> 4 == 6 else most)
+        return not most or first[1] <= inner.limit(most, first[0][0] >> 4)
 
     def messages(self, sock: socket.socket) -> list[Message]:
         """Opens what waits on a UDP socket; what is of no session here is for the caller."""

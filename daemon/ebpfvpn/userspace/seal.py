@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Sequence
-from struct import Struct
 
 from ebpfvpn import wire
 from ebpfvpn.datapath import Event, MessagesUsed
@@ -13,9 +12,7 @@ from ebpfvpn.userspace.gso import Packet
 from ebpfvpn.userspace.peer import Peer
 from ebpfvpn.userspace.session import NONCE
 
-_HEADER = Struct("<IIQ")
-_DATA = wire.Data.TYPE
-_OVERHEAD = _HEADER.size + wire.TAG_LENGTH
+_DATA, _HEADER, _OVERHEAD = wire.Data.TYPE, wire.Data.LAYOUT, wire.Data.OVERHEAD
 _MOST_MESSAGES = 64  # UDP_MAX_SEGMENTS, until Linux 6.9
 _MOST_BYTES = 65000
 _PATIENCE = 0.01
