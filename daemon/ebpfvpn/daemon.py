@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -26,6 +25,7 @@ from ebpfvpn.actions import (
     SessionReady,
     TimestampReceived,
 )
+from ebpfvpn.clock import now
 from ebpfvpn.config import Config
 from ebpfvpn.datapath import (
     Confirmed,
@@ -119,10 +119,6 @@ def _run(
 def clean(name: str) -> None:
     """Takes away what a daemon left that could not do it."""
     leftovers.clean(name)
-
-
-def now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Daemon:

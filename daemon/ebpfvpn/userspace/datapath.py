@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 
-from ebpfvpn import inner, virtio_net, wire
+from ebpfvpn import clock, inner, virtio_net, wire
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
     Event,
@@ -99,7 +98,7 @@ class UserspaceDatapath:
     def packets(self) -> Iterator[bytes]:
         """Seals what waits on the TUN, as far as it goes; what has no usable session, no peer, or
         does not fit the way, is for the caller."""
-        now = _now()
+        now = clock.now()
         buffer, view = self._inner, memoryview(self._inner)
         read_into, peer_to = self._tun.read_into, self._peer_to
         before: Peer | None = None
@@ -156,7 +155,7 @@ class UserspaceDatapath:
 
     def messages(self, sock: socket.socket) -> list[Message]:
         """Opens what waits on a UDP socket; what is of no session here is for the caller."""
-        now = _now()
+        now = clock.now()
         rest: list[Message] = []
         for _ in range(_ARRIVALS):
             arrival = self._udp.receive_into(sock, self._outer)
@@ -169,7 +168,7 @@ class UserspaceDatapath:
 
     def end_joining(self, sock: socket.socket) -> list[Message]:
         """As `messages`, all that waits; from then on messages come one by one."""
-        now = _now()
+        now = clock.now()
         rest: list[Message] = []
         for arrival in self._waiting(sock):
             rest += self._open(arrival, arrival.segment or 1, now)
@@ -199,7 +198,7 @@ class UserspaceDatapath:
         return found if found > 0 else max(length, 1)
 
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
-        found, now = self._peers[peer], _now()
+        found, now = self._peers[peer], clock.now()
         for packet in packets:
             if packet:
                 self._sealing.seal(found, ((packet + _PADDING, len(packet)),), now)
@@ -396,7 +395,3 @@ class UserspaceDatapath:
 
     def remove(self) -> None:
         self.close()
-
-
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
