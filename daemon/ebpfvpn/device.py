@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from ebpfvpn import noise, tai64n, wire
 from ebpfvpn.actions import (
@@ -28,6 +27,7 @@ from ebpfvpn.datapath import Left, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.peer import Peer, PeerStatus
+from ebpfvpn.rekeying import Rekeying
 from ebpfvpn.schedule import Schedule
 from ebpfvpn.timers import Timer
 from ebpfvpn.wire import ProtocolError
@@ -49,8 +49,7 @@ class Device:
         self._static = noise.PrivateKey(private_key)
         self._tai64n = tai64n
         self._random = random
-        self._rekey_after_time = rekey_after_time
-        self._rekey_after_messages = rekey_after_messages
+        self._rekeying = Rekeying(rekey_after_time, rekey_after_messages)
         self._admission = Admission(self.public_key, random)
         self._peers: dict[int, Peer] = {}
         self._by_public_key: dict[bytes, Peer] = {}
@@ -195,32 +194,9 @@ class Device:
             return
         before, peer.traffic = peer.traffic, traffic
         peer.timers.data_traversed(traffic)
-        if traffic.last_sent > before.last_sent:
-            self._sent(peer, traffic.last_sent, send_counter, now)
-        if traffic.last_received > before.last_received:
-            self._received(peer, traffic.last_received, now)
+        if self._rekeying.due(peer, before, send_counter):
+            self._start_handshake(peer, now)
         self._settle(peer)
-
-    def _sent(self, peer: Peer, when: float, send_counter: int, now: float) -> None:
-        current = peer.keypairs.current
-        if current and (
-            send_counter >= self._rekey_after_messages
-            or (current.initiator and when >= current.created + self._rekey_after_time)
-        ):
-            self._start_handshake(peer, now)
-
-    def _received(self, peer: Peer, when: float, now: float) -> None:
-        # Who only receives must rekey as well, in time for a keepalive to keep the session open.
-        age = wire.REJECT_AFTER_TIME - wire.KEEPALIVE_TIMEOUT - wire.REKEY_TIMEOUT
-        current = peer.keypairs.current
-        if (
-            current
-            and current.initiator
-            and when >= current.created + age
-            and not peer.last_minute_handshake
-        ):
-            peer.last_minute_handshake = True
-            self._start_handshake(peer, now)
 
     # What comes from the UDP socket.
 
@@ -374,11 +350,8 @@ class Device:
 
     def _forget_local_address(self, peer: Peer) -> None:
         """It may be the cause of the silence: the kernel shall choose another."""
-        if peer.endpoint is None:
-            return
-        forgotten = replace(peer.endpoint, local=None, ifindex=peer.endpoint.zone)
-        if forgotten != peer.endpoint:
-            peer.endpoint = forgotten
+        if peer.endpoint and (unbound := peer.endpoint.unbound()) != peer.endpoint:
+            peer.endpoint = unbound
             self._actions.append(EndpointMoved(peer.number, peer.endpoint))
 
     # Sessions, and what keeps the books.

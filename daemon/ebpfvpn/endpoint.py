@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 
@@ -22,6 +22,10 @@ class Endpoint:
     def zone(self) -> int:
         """The ifindex without which the address says nothing (RFC 4007); 0: it needs none."""
         return self.ifindex if self.address.version == 6 and self.address.is_link_local else 0
+
+    def unbound(self) -> Endpoint:
+        """The same, but from where the kernel chooses."""
+        return replace(self, local=None, ifindex=self.zone)
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
