@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ from ebpfvpn.actions import (
     SessionReady,
     TimestampReceived,
 )
+from ebpfvpn.clock import now
 from ebpfvpn.config import Config
 from ebpfvpn.datapath import (
     Confirmed,
@@ -54,10 +54,6 @@ _RENEWED_AT_ONCE, _RENEWAL_PAUSE = 10, 0.05
 """Handshakes, seconds: so that other work gets its turn."""
 
 log = logging.getLogger(__name__)
-
-
-def now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Daemon:
@@ -228,8 +224,8 @@ class Daemon:
             if isinstance(event, Confirmed):
                 self.device.confirmed(event.peer, event.local_index, now())
             elif isinstance(event, TooLong):
-                self.interface.udp.send(event.message, event.endpoint, event.tos)
-                self.counters["sent_fragmented"] += 1
+                sent = self.interface.udp.send(event.message, event.endpoint, event.tos)
+                self.counters["sent_fragmented" if sent else "fragmented_send_failed"] += 1
             elif isinstance(event, PathChanged):
                 self._path_changed(event)
             elif isinstance(event, MessagesUsed):
@@ -359,7 +355,7 @@ class Daemon:
     def _session_ready(self, peer: int, *, confirm: bool) -> None:
         """First packets in order: those in the TUN's queue came before any that finds the
         session usable."""
-        self.first_packets.read(now())
+        self.first_packets.read_all(now())
         packets = self.staged.take(peer)
         if confirm and not packets:
             packets = [b""]

@@ -181,19 +181,11 @@ Event = Confirmed | Roamed | TooLong | MessagesUsed | PathChanged
 
 
 class Datapath(Protocol):
-    """Moves data packets of one tunnel. See KernelDatapath."""
+    """Moves data packets of one tunnel: what both paths have in common."""
 
     def describe(self) -> dict[str, object]:
         """What was chosen and why: {"path": "kernel", "devices": [{"name", "open", "seal",
         "reason"}, ...]}, ready for JSON."""
-
-    def left(self) -> list[Left]:
-        """What an earlier daemon left, to be asked for at the start. Whoever of it is in the
-        configuration no more is to be removed."""
-
-    def remove_older(self) -> None:
-        """To be called REJECT_AFTER_TIME after the start: older versions' programs have nothing to
-        do any more."""
 
     def add_peer(self, peer: int, public_key: bytes) -> None: ...
 
@@ -212,7 +204,8 @@ class Datapath(Protocol):
         and seals from its first authenticated packet on (event Confirmed)."""
 
     def retire(self, local_index: int) -> None:
-        """Forgets a session and overwrites its keys. Unknown indices are ignored."""
+        """Forgets a session, and overwrites its keys where they lie in a map; what Python held it
+        can only let go of. Unknown indices are ignored."""
 
     def set_usable(self, peer: int, usable: bool) -> None:
         """Whether the peer's packets may take the datapath by themselves. Off until the first
@@ -228,10 +221,6 @@ class Datapath(Protocol):
         """Seals and sends inner IP packets under the current session, in order; an empty packet
         is a keepalive."""
 
-    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        """A data message that came to the UDP socket (reassembled from fragments, say): opened
-        as if it had come by the device `source.ifindex`. `tos` is the outer TOS byte."""
-
     def traffic(self) -> dict[int, Traffic]:
         """Of every peer that is added."""
 
@@ -246,11 +235,6 @@ class Datapath(Protocol):
 
     def events(self) -> list[Event]: ...
 
-    def check(self) -> list[str]:
-        """Looks whether all that packets need is in place, and puts back what is not; cheap, and
-        without effect, while all is well. Returns what was found and done, one line for the
-        operator each. DatapathError: it cannot be put back, so packets need another path."""
-
     def network_changed(self) -> None:
         """Links, addresses, routes or neighbours changed: resolve the ways to all endpoints
         again and attach where packets of this tunnel may now arrive."""
@@ -259,5 +243,5 @@ class Datapath(Protocol):
         """Lets go. Packets go on, as long as their sessions may, for a later daemon to find."""
 
     def remove(self) -> None:
-        """Overwrites all keys, lets go, and takes away every program, map, filter and device of
-        this tunnel, the TUN device too."""
+        """Forgets all sessions as `retire` does, lets go, and takes away every program, map, filter
+        and device of this tunnel, the TUN device too."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from ebpfvpn import noise, tai64n, wire
 from ebpfvpn.actions import (
@@ -28,6 +27,7 @@ from ebpfvpn.datapath import Left, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
 from ebpfvpn.peer import Peer, PeerStatus
+from ebpfvpn.rekeying import Rekeying
 from ebpfvpn.schedule import Schedule
 from ebpfvpn.timers import Timer
 from ebpfvpn.wire import ProtocolError
@@ -49,8 +49,7 @@ class Device:
         self._static = noise.PrivateKey(private_key)
         self._tai64n = tai64n
         self._random = random
-        self._rekey_after_time = rekey_after_time
-        self._rekey_after_messages = rekey_after_messages
+        self._rekeying = Rekeying(rekey_after_time, rekey_after_messages)
         self._admission = Admission(self.public_key, random)
         self._peers: dict[int, Peer] = {}
         self._by_public_key: dict[bytes, Peer] = {}
@@ -73,7 +72,6 @@ class Device:
         public_key: bytes,
         *,
         preshared_key: bytes = wire.NO_PRESHARED_KEY,
-        endpoint: Endpoint | None = None,
         persistent_keepalive: int = 0,
     ) -> None:
         """Raises ValueError if the key is our own, another peer's, or no good public key."""
@@ -85,10 +83,8 @@ class Device:
             remote = noise.remote(self._static, public_key, preshared_key)
         except ProtocolError as error:
             raise ValueError(str(error)) from None
-        peer = Peer(number, remote, endpoint, persistent_keepalive, self._jitter)
+        peer = Peer(number, remote, persistent_keepalive, self._jitter)
         self._peers[number] = self._by_public_key[public_key] = peer
-        if endpoint is not None:
-            peer.timers.endpoint_known()
         self._settle(peer)
 
     def adopt(self, number: int, left: Left, now: float) -> None:
@@ -102,14 +98,6 @@ class Device:
         if peer.keypairs.usable(now):
             self._session_ready(peer, confirm=False)
         self._settle(peer)
-
-    def remove_peer(self, number: int) -> None:
-        """Its sessions are retired. Raises KeyError if there is no such peer."""
-        peer = self._peers.pop(number)
-        del self._by_public_key[peer.remote.public_key]
-        self._forget_initiation(peer)
-        self._retire(peer, peer.keypairs.clear())
-        self._schedule.set(number, None)
 
     def set_endpoint(self, number: int, endpoint: Endpoint) -> None:
         """The daemon knows better: it resolved a name, or a data packet came from there."""
@@ -163,7 +151,8 @@ class Device:
         actions, self._actions = self._actions, []
         return actions
 
-    # What the datapath tells. It may be late: peers and sessions can be gone.
+    # What the datapath tells. It may be late: of sessions that are gone, or
+    # of peers that are in the configuration no more.
 
     def want_session(self, number: int, now: float) -> None:
         """Data waits. Shakes hands, unless there is a session or that is under way; SessionReady
@@ -205,32 +194,9 @@ class Device:
             return
         before, peer.traffic = peer.traffic, traffic
         peer.timers.data_traversed(traffic)
-        if traffic.last_sent > before.last_sent:
-            self._sent(peer, traffic.last_sent, send_counter, now)
-        if traffic.last_received > before.last_received:
-            self._received(peer, traffic.last_received, now)
+        if self._rekeying.due(peer, before, send_counter):
+            self._start_handshake(peer, now)
         self._settle(peer)
-
-    def _sent(self, peer: Peer, when: float, send_counter: int, now: float) -> None:
-        current = peer.keypairs.current
-        if current and (
-            send_counter >= self._rekey_after_messages
-            or (current.initiator and when >= current.created + self._rekey_after_time)
-        ):
-            self._start_handshake(peer, now)
-
-    def _received(self, peer: Peer, when: float, now: float) -> None:
-        # Who only receives must rekey as well, in time for a keepalive to keep the session open.
-        age = wire.REJECT_AFTER_TIME - wire.KEEPALIVE_TIMEOUT - wire.REKEY_TIMEOUT
-        current = peer.keypairs.current
-        if (
-            current
-            and current.initiator
-            and when >= current.created + age
-            and not peer.last_minute_handshake
-        ):
-            peer.last_minute_handshake = True
-            self._start_handshake(peer, now)
 
     # What comes from the UDP socket.
 
@@ -384,8 +350,8 @@ class Device:
 
     def _forget_local_address(self, peer: Peer) -> None:
         """It may be the cause of the silence: the kernel shall choose another."""
-        if peer.endpoint and (peer.endpoint.local or peer.endpoint.ifindex):
-            peer.endpoint = replace(peer.endpoint, local=None, ifindex=0)
+        if peer.endpoint and (unbound := peer.endpoint.unbound()) != peer.endpoint:
+            peer.endpoint = unbound
             self._actions.append(EndpointMoved(peer.number, peer.endpoint))
 
     # Sessions, and what keeps the books.

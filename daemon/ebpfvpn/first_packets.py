@@ -14,6 +14,9 @@ from ebpfvpn.setup import Interface
 from ebpfvpn.staged import Staged
 
 _ICMP_PER_SECOND = 1000
+_MOST_BATCHES = 16
+"""Some 4,000 packets, four times what a TUN's queue holds unless told. Who sends faster than they
+are read must not hold everything up."""
 
 
 class FirstPackets:
@@ -36,6 +39,12 @@ class FirstPackets:
             found = True
         return found
 
+    def read_all(self, now: float) -> None:
+        """As `read`, until nothing waits any more, or too much comes."""
+        for _ in range(_MOST_BATCHES):
+            if not self.read(now):
+                return
+
     def _handle(self, packet: bytes, now: float) -> None:
         found = inner.parse(packet)
         if found is None:
@@ -46,9 +55,7 @@ class FirstPackets:
             self._answer(inner.unreachable(found), "unreachable", now)
             return
         longest = self._interface.datapath.max_inner(peer)
-        if longest and found.version == 6:
-            longest = max(longest, inner.IPV6_LEAST_MTU)
-        if longest and len(found.packet) > longest:
+        if longest and len(found.packet) > inner.limit(longest, found.version):
             self._handle_too_big(found, peer, longest, now)
             return
         self._stage(peer, [found.packet], now)
@@ -59,10 +66,12 @@ class FirstPackets:
         return configured or self._device.status(peer).endpoint is not None
 
     def _handle_too_big(self, found: Inner, peer: int, longest: int, now: float) -> None:
-        if inner.may_fragment(found):
-            self._stage(peer, inner.fragment(found, longest), now)
-        else:
+        if not inner.may_fragment(found):
             self._answer(inner.too_big(found, longest), "too_big", now)
+        elif pieces := inner.fragment(found, longest):
+            self._stage(peer, pieces, now)
+        else:
+            self._answer(None, "too_big", now)
 
     def _stage(self, peer: int, packets: list[bytes], now: float) -> None:
         if not self._staged.waiting(peer):
@@ -76,5 +85,7 @@ class FirstPackets:
 
     def _answer(self, icmp: bytes | None, reason: str, now: float) -> None:
         self._counters[reason] += 1
-        if icmp is not None and self._icmp.allow(now):
-            self._interface.tun.write(icmp)
+        if icmp is None or not self._icmp.allow(now):
+            return
+        if not self._interface.tun.write(icmp):
+            self._counters["icmp_refused"] += 1

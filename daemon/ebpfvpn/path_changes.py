@@ -84,8 +84,8 @@ class PathChanges:
         self._poll.register(kernel.events_fd(), select.EPOLLIN)
 
     def check(self) -> list[str]:
-        """See Datapath.check, but never fails: goes down to userspace, or up again, and tells of
-        that by PathChanged."""
+        """See KernelDatapath.check, but never fails: goes down to userspace, or up again, and tells
+        of that by PathChanged."""
         if self._kernel is not None:
             try:
                 done = self._kernel.check()

@@ -65,9 +65,6 @@ class Paths(PathChanges):
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
         (self._userspace if self._seals_here(peer) else self._front()).send(peer, packets)
 
-    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        self._front().reinject(message, source, tos)
-
     def _seals_here(self, peer: int) -> bool:
         here = peer in self._in_userspace and self._userspace.seals(peer)
         return self._kernel is None or here

@@ -82,12 +82,6 @@ class Keypairs:
         self.fading = [pair for pair in self.fading if pair not in over]
         return over
 
-    def clear(self) -> list[Session]:
-        over = list(self)
-        self.previous = self.current = self.next = None
-        self.fading = []
-        return over
-
     def usable(self, now: float) -> bool:
         """Whether there is a keypair to seal with."""
         return self.current is not None and now < expiry(self.current)
@@ -128,13 +122,12 @@ class Peer:
         self,
         number: int,
         remote: Remote,
-        endpoint: Endpoint | None,
         persistent_keepalive: int,
         jitter: Callable[[], float],
     ) -> None:
         self.number = number
         self.remote = remote
-        self.endpoint = endpoint
+        self.endpoint: Endpoint | None = None
         self.cookies = CookieJar(remote.public_key)
         self.timers = Timers(persistent_keepalive, jitter)
         self.keypairs = Keypairs()

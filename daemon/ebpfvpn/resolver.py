@@ -27,13 +27,13 @@ class Resolver:
         self._closed = False
 
     def want(self, peer: int, where: HostPort) -> None:
-        """An address is told at once, a name when it is known."""
-        try:
-            address = ip_address(where.host)
-        except ValueError:
+        """An address is told at once, a name when it is known, an address in the zone of a device
+        when that is there."""
+        endpoint = literal(where)
+        if endpoint is None:
             self._ask(peer, where, _FIRST_PAUSE)
         else:
-            self._resolved(peer, Endpoint(address, where.port))
+            self._resolved(peer, endpoint)
 
     def close(self) -> None:
         self._closed = True
@@ -64,7 +64,19 @@ class Resolver:
         self._loop.call_later(pause, self._ask, peer, where, min(2 * pause, _LONGEST_PAUSE))
 
 
+def literal(where: HostPort) -> Endpoint | None:
+    """None: it is a name, or an address in the zone of a device that is not there."""
+    host, _, zone = where.host.partition("%")
+    try:
+        ifindex = 0 if not zone else int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+        return Endpoint(ip_address(host), where.port, ifindex=ifindex)
+    except (ValueError, OSError):
+        return None
+
+
 def _resolve(where: HostPort) -> Endpoint:
     """The address that the system prefers. OSError."""
     found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM)
-    return Endpoint(ip_address(found[0][4][0]), where.port)
+    host, _, *flow_and_zone = found[0][4]
+    zone = flow_and_zone[1] if flow_and_zone else 0
+    return Endpoint(ip_address(str(host).partition("%")[0]), where.port, ifindex=int(zone))

@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, cast
 
-from ebpfvpn import keys
+from ebpfvpn import clock, keys
 from ebpfvpn.datapath import SessionState, Traffic
 from ebpfvpn.peer import NO_TRAFFIC
 from ebpfvpn.show import DatapathStatus, PeerStatus, SessionStatus, Status
@@ -52,7 +52,7 @@ def _peer(
 ) -> PeerStatus:
     config = daemon.interface.peers[number]
     state = daemon.device.status(number)
-    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    now = clock.now()
     found: list[SessionStatus] = []
     kept = [("previous", state.previous), ("current", state.current), ("next", state.next)]
     for name, session in [*kept, *(("fading", session) for session in state.fading)]:

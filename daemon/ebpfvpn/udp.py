@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -22,8 +22,18 @@ MOST = 65535
 """Bytes of a message, or of those that the kernel joined."""
 _CONTROL = 256
 _MOST_ORIGINS = 4096
-_BATCH = 64
 _PORT_TRIES = 50
+_MOST_ERRORS = 64
+
+_NOT_FROM_HERE = (
+    errno.EINVAL,
+    errno.EADDRNOTAVAIL,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENODEV,
+)
+"""What the kernel says where our address is not ours (any more), or no way leads from there. After
+any other refusal another address would only make the peer's endpoint of us move."""
 
 HANDSHAKE_TOS = 0x88
 """Class AF41, as Linux' WireGuard marks them."""
@@ -159,8 +169,9 @@ class UdpSockets:
             sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_BPF, 0)
 
     def receive_into(self, sock: socket.socket, buffer: bytearray) -> Arrival | None:
-        """What waits first on one of `sockets`; None: nothing does. `buffer` has MOST bytes."""
-        while True:
+        """What waits first on one of `sockets`; None: nothing does, or nothing but errors.
+        `buffer` has MOST bytes."""
+        for _ in range(_MOST_ERRORS):
             try:
                 length, control, _, source = sock.recvmsg_into((buffer,), _CONTROL)
                 break
@@ -168,27 +179,17 @@ class UdpSockets:
                 # Other errors tell of an earlier packet of ours (ICMP); there may be more.
                 if error.errno in (errno.EAGAIN, errno.EBADF):
                     return None
+        else:
+            return None
         # Parsed once for each of the few that there are.
         key = (source, *control)
         origin = self._origins.get(key)
         if origin is None:
             if len(self._origins) >= _MOST_ORIGINS:
                 self._origins.clear()
-            origin = self._origins[key] = _origin(sock.family, source, control)
+            origin = self._origins[key] = _origin(source, control)
         endpoint, tos, segment = origin
         return Arrival(length, segment or length, endpoint, tos)
-
-    def receive(self, sock: socket.socket) -> Iterator[tuple[bytes, Endpoint, int]]:
-        """Messages that wait on one of `sockets`, a batch at most: data, where it came from and
-        to, its TOS or traffic class."""
-        buffer = bytearray(MOST)
-        for _ in range(_BATCH):
-            arrival = self.receive_into(sock, buffer)
-            if arrival is None:
-                return
-            for at in range(0, arrival.length, arrival.segment) if arrival.length else (0,):
-                end = min(at + arrival.segment, arrival.length)
-                yield bytes(buffer[at:end]), arrival.source, arrival.tos
 
     def destination(self, to: Endpoint) -> Destination | None:
         """None: there is no socket of its family."""
@@ -252,9 +253,7 @@ def _refusal(port: int, error: OSError) -> str:
     return f"cannot open UDP port {port}: {error.strerror}"
 
 
-def _origin(
-    family: int, source: Any, control: list[tuple[int, int, bytes]]
-) -> tuple[Endpoint, int, int]:
+def _origin(source: Any, control: list[tuple[int, int, bytes]]) -> tuple[Endpoint, int, int]:
     """Where a message came from and to, its TOS or traffic class, and the length of those that
     were joined (0: it is one)."""
     local: Address | None = None
@@ -305,8 +304,8 @@ class Destination:
         self._from = _pktinfo(to)
         self._marks: dict[int, list[tuple[int, int, bytes]]] = {}
         self._address: tuple[str, int] | tuple[str, int, int, int] = (str(to.address), to.port)
-        if to.address.is_link_local and to.address.version == 6:
-            self._address = (*self._address[:2], 0, to.ifindex)
+        if to.zone:
+            self._address = (*self._address[:2], 0, to.zone)
 
     def send(self, parts: Sequence[bytes | memoryview], tos: int, segment: int = 0) -> None:
         """One message in parts; or, with `segment`, many of that length, the last of which may be
@@ -320,7 +319,9 @@ class Destination:
         try:
             self._sock.sendmsg(parts, [*self._from, *mark], 0, self._address)
         except OSError as error:
-            if not self._from or error.errno in (errno.EAGAIN, errno.EMSGSIZE):
+            # EINVAL may also say that there is no segmentation on this way.
+            gone = error.errno in _NOT_FROM_HERE and not (segment and error.errno == errno.EINVAL)
+            if not self._from or not gone:
                 raise
             self._sock.sendmsg(parts, mark, 0, self._address)
 

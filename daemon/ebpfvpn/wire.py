@@ -144,6 +144,9 @@ class Data:
 
     TYPE: ClassVar[int] = 4
     LAYOUT: ClassVar[Struct] = Struct("<IIQ")
+    """What stands before `sealed`."""
+    OVERHEAD: ClassVar[int] = LAYOUT.size + TAG_LENGTH
+    """Bytes that a message has more than its padded packet, and the least it has."""
 
     receiver_index: int
     counter: int

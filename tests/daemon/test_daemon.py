@@ -13,7 +13,7 @@ import pytest
 from ebpfvpn import config, keys
 from ebpfvpn.actions import Action, Install, Send
 from ebpfvpn.daemon import Daemon
-from ebpfvpn.datapath import Confirmed, DatapathError, Event, SessionState, Traffic
+from ebpfvpn.datapath import Confirmed, DatapathError, Event, SessionState, TooLong, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair, Session
 
@@ -29,6 +29,8 @@ class Fakes:
         self.error = error
         self.waiting = [actions]
         self.sent: list[bytes] = []
+        self.sends = True
+        self.told: list[Event] = []
         self.later: list[Callable[[], None]] = []
 
     def install(self, *_: object, **__: object) -> None:
@@ -40,12 +42,15 @@ class Fakes:
     def check(self) -> list[str]:
         return []
 
-    def events(self) -> list[Any]:
-        return []
+    def events(self) -> list[Event]:
+        return self.told
 
-    def send(self, data: bytes, _: Endpoint) -> bool:
+    def describe(self) -> dict[str, object]:
+        return {"devices": []}
+
+    def send(self, data: bytes, *_: object) -> bool:
         self.sent.append(data)
-        return True
+        return self.sends
 
     def actions(self) -> list[Action]:
         return self.waiting.pop() if self.waiting else []
@@ -114,3 +119,16 @@ def test_a_confirmation_is_heard_of_by_its_event_first() -> None:
     fakes = Confirming()
     daemon(fakes)._poll()
     assert set(fakes.confirmations) == {Confirmed(0, 1)}
+
+
+@pytest.mark.parametrize(("sends", "counted"), [
+    (True, "sent_fragmented"), (False, "fragmented_send_failed"),
+])  # fmt: skip
+def test_a_message_that_is_too_long_counts_as_what_became_of_it(sends: bool, counted: str) -> None:
+    fakes = Fakes(DatapathError("no"), [])
+    fakes.sends = sends
+    fakes.told = [TooLong(b"message", SEND.endpoint, 0)]
+    made = daemon(fakes)
+    made._take_events()
+    assert fakes.sent == [b"message"]
+    assert made.counters == {counted: 1}

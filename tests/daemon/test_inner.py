@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ebpfvpn import inner
 from ebpfvpn.inner import Inner
+from rows.packets import checksum
 
 SOURCE4, DESTINATION4 = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 SOURCE6, DESTINATION6 = bytes([0xFD] + 14 * [0] + [1]), bytes([0xFD] + 14 * [0] + [2])
@@ -24,7 +25,7 @@ def packet4(
         "!BBHHHBBH4s4s", 0x40 | length // 4, 0, length + len(payload), 0x1234, flags, 64,
         protocol, 0, source, destination,
     ) + options  # fmt: skip
-    check = struct.pack("!H", inner.checksum(header))
+    check = struct.pack("!H", checksum(header))
     return header[:10] + check + header[12:] + payload
 
 
@@ -34,6 +35,16 @@ def packet6(
 ) -> bytes:  # fmt: skip
     header = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
     return header + source + destination + payload
+
+
+def extension(following: int, length: int = 8) -> bytes:
+    """An IPv6 extension header of padding."""
+    return bytes([following, length // 8 - 1, 1, length - 4]) + bytes(length - 4)
+
+
+def fragment_header(following: int, field: int) -> bytes:
+    """`field`: offset in bytes, and 1 if there are more."""
+    return struct.pack("!BBHI", following, 0xFF, field, 0x1234)
 
 
 def parsed(packet: bytes) -> Inner:
@@ -96,8 +107,8 @@ def test_icmp_error_for_ipv4(length: int) -> None:
     assert error.packet == answer
     assert (error.source, error.destination) == (DESTINATION4, SOURCE4)
     assert answer[9] == ICMP
-    assert inner.checksum(answer[:20]) == 0
-    assert inner.checksum(answer[20:]) == 0
+    assert checksum(answer[:20]) == 0
+    assert checksum(answer[20:]) == 0
     assert answer[20:22] == bytes([3, 4])
     assert answer[24:28] == struct.pack("!HH", 0, 1216)
     assert answer[28:] == offending[: 576 - 28]
@@ -114,7 +125,7 @@ def test_icmp_error_for_ipv6(length: int) -> None:
     assert answer[6] == ICMPV6
     body = answer[40:]
     pseudo = answer[8:40] + struct.pack("!II", len(body), ICMPV6)
-    assert inner.checksum(pseudo + body) == 0
+    assert checksum(pseudo + body) == 0
     assert body[:2] == bytes([2, 0])
     assert body[4:8] == struct.pack("!I", 1300)
     assert body[8:] == offending[: 1280 - 48]
@@ -149,6 +160,12 @@ def test_unreachable() -> None:
         packet4(b"x", source=bytes([239, 1, 1, 1])),
         packet6(bytes([1, 3]), protocol=ICMPV6),
         packet6(b"", protocol=ICMPV6),
+        packet6(extension(ICMPV6) + bytes([1, 3]), protocol=60),
+        packet6(extension(43, 24) + extension(ICMPV6) + bytes([1, 3]), protocol=0),
+        packet6(fragment_header(ICMPV6, 1) + bytes([1, 3]), protocol=44),
+        packet6(fragment_header(60, 1) + extension(ICMPV6) + bytes([1, 3]), protocol=44),
+        packet6(fragment_header(ICMPV6, 8) + bytes([128, 3]), protocol=44),
+        packet6(extension(ICMPV6), protocol=60),
         packet6(b"x", destination=bytes([0xFF, 2] + 13 * [0] + [1])),
         packet6(b"x", source=bytes(16)),
     ],
@@ -166,6 +183,10 @@ def test_no_error_about_errors_fragments_and_groups(packet: bytes) -> None:
         packet4(bytes([0, 0]), protocol=ICMP, options=bytes(8)),
         packet4(b"first", flags=MF),
         packet6(bytes([128, 0]), protocol=ICMPV6),
+        packet6(extension(ICMPV6) + bytes([128, 0]), protocol=60),
+        packet6(fragment_header(ICMPV6, 1) + bytes([128, 0]), protocol=44),
+        packet6(fragment_header(UDP, 1480) + bytes([1, 3]), protocol=44),
+        packet6(extension(UDP)[:4], protocol=60),
     ],
 )
 def test_queries_and_first_fragments_are_answered(packet: bytes) -> None:
@@ -186,7 +207,7 @@ def test_fragments_make_up_the_packet(payload: bytes, mtu: int, options: bytes, 
     for number, piece in enumerate(pieces):
         assert len(piece) <= mtu
         assert inner.parse(piece) is not None
-        assert inner.checksum(piece[:header]) == 0
+        assert checksum(piece[:header]) == 0
         assert piece[:2] + piece[4:6] + piece[8:10] == packet[:2] + packet[4:6] + packet[8:10]
         assert piece[12:header] == packet[12:header]
         field = int.from_bytes(piece[6:8], "big")
@@ -199,10 +220,3 @@ def test_fragments_make_up_the_packet(payload: bytes, mtu: int, options: bytes, 
 
 def test_no_room_for_fragments() -> None:
     assert inner.fragment(parsed(packet4(bytes(100))), 27) == []
-
-
-def test_checksum() -> None:
-    """The example of RFC 1071, section 3."""
-    assert inner.checksum(bytes.fromhex("0001f203f4f5f6f7")) == ~0xDDF2 & 0xFFFF
-    assert inner.checksum(b"") == 0xFFFF
-    assert inner.checksum(b"\x01") == ~0x0100 & 0xFFFF

@@ -41,6 +41,52 @@ def test_an_address_needs_no_look_up(address: str, monkeypatch: pytest.MonkeyPat
     run(body)
 
 
+def test_the_zone_of_an_address_is_its_device() -> None:
+    """By name or by number."""
+    index = socket.if_nametoindex("lo")
+
+    async def body(asked: Resolver, answers: asyncio.Queue[tuple[int, Endpoint]]) -> None:
+        for zone in ("lo", str(index)):
+            asked.want(1, HostPort(f"fe80::1%{zone}", 51820))
+            assert answers.get_nowait() == (1, Endpoint(ip_address("fe80::1"), 51820, None, index))
+
+    run(body)
+
+
+def test_a_device_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "_FIRST_PAUSE", 0.01)
+    look_up = socket.getaddrinfo
+    tries = 0
+
+    def tried(host: str, port: int, **options: int) -> object:
+        nonlocal tries
+        tries += 1
+        return look_up(host if tries < 3 else "fe80::1%lo", port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", tried)
+    index = socket.if_nametoindex("lo")
+
+    async def body(asked: Resolver, answers: asyncio.Queue[tuple[int, Endpoint]]) -> None:
+        asked.want(1, HostPort("fe80::1%nosuchdevice", 51820))
+        assert answers.empty()
+        found = Endpoint(ip_address("fe80::1"), 51820, None, index)
+        assert await answers.get() == (1, found)
+
+    run(body)
+    assert tries == 3
+
+
+def test_the_zone_of_a_name_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("fe80::9%lo", 51820, 0, 7))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    async def body(asked: Resolver, answers: asyncio.Queue[tuple[int, Endpoint]]) -> None:
+        asked.want(1, HostPort("node.example", 51820))
+        assert await answers.get() == (1, Endpoint(ip_address("fe80::9"), 51820, None, 7))
+
+    run(body)
+
+
 def test_a_name_is_looked_up_outside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -7,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import chain, repeat
 from pathlib import Path
+from typing import cast
+from unittest.mock import MagicMock
 
 import pytest
 
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
-from ebpfvpn.udp import UdpSockets
+from ebpfvpn.udp import MOST, Destination, UdpSockets
 from netns import Namespace, address, namespace, veth
 
 OURS = ("192.0.2.1", "192.0.2.77", "2001:db8::1", "2001:db8::77")
@@ -55,9 +59,19 @@ def own_of(sock: socket.socket) -> list[str]:
     return [own for own in OURS if (":" in own) == (sock.family == socket.AF_INET6)]
 
 
+def waiting(udp: UdpSockets) -> list[tuple[bytes, Endpoint, int]]:
+    """All messages that wait: data, where from, TOS byte."""
+    buffer = bytearray(MOST)
+    found = []
+    for sock in udp.sockets:
+        while (arrival := udp.receive_into(sock, buffer)) is not None:
+            found.append((bytes(buffer[: arrival.length]), arrival.source, arrival.tos))
+    return found
+
+
 def receive(udp: UdpSockets) -> list[tuple[bytes, Endpoint, int]]:
-    ready, _, _ = select.select(udp.sockets, [], [], 5)
-    return [message for sock in ready for message in udp.receive(sock)]
+    select.select(udp.sockets, [], [], 5)
+    return waiting(udp)
 
 
 def test_both_families_have_one_port(udp: UdpSockets) -> None:
@@ -103,6 +117,52 @@ def test_an_address_that_is_gone_is_replaced_by_the_kernels_choice(
     assert remote.recvfrom(100)[1][0] in own_of(remote)
 
 
+class Refusing:
+    """A socket that takes messages from no particular address."""
+
+    family = socket.AF_INET
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+        self.tries: list[bool] = []
+
+    def sendmsg(self, _: object, control: list[tuple[int, int, bytes]], *__: object) -> None:
+        from_there = any(kind == 8 for _, kind, _ in control)  # IP_PKTINFO
+        self.tries.append(from_there)
+        if from_there:
+            raise OSError(self.error, "no")
+
+
+@pytest.mark.parametrize(("error", "segment", "again"), [
+    (errno.EINVAL, 0, True),
+    (errno.EADDRNOTAVAIL, 0, True),
+    (errno.ENETUNREACH, 0, True),
+    (errno.ENETUNREACH, 100, True),
+    (errno.EHOSTUNREACH, 0, True),
+    (errno.ENODEV, 0, True),
+    (errno.EINVAL, 100, False),  # no segmentation, perhaps
+    (errno.EPERM, 0, False),  # a firewall
+    (errno.EACCES, 0, False),
+    (errno.ENOBUFS, 0, False),
+    (errno.EAGAIN, 0, False),
+    (errno.EMSGSIZE, 0, False),
+])  # fmt: skip
+def test_another_address_is_taken_only_where_ours_is_the_reason(
+    error: int, segment: int, again: bool
+) -> None:
+    """Otherwise the peer would answer to where it was not asked from."""
+    sock = Refusing(error)
+    to = Endpoint(ip_address(THEIRS[4]), 9, ip_address(OURS[0]))
+    destination = Destination(cast(socket.socket, sock), to)
+    if again:
+        destination.send((b"message",), 0, segment)
+    else:
+        with pytest.raises(OSError) as refused:
+            destination.send((b"message",), 0, segment)
+        assert refused.value.errno == error
+    assert sock.tries == ([True, False] if again else [True])
+
+
 def test_no_way_is_no_exception(udp: UdpSockets) -> None:
     assert not udp.send(b"x", Endpoint(ip_address("203.0.113.1"), 9))
     assert not udp.send(b"x", Endpoint(ip_address("2001:db8:1::1"), 9))
@@ -129,13 +189,20 @@ def test_link_local_endpoints(ends: tuple[Namespace, Namespace], udp: UdpSockets
         assert (data, back[0].partition("%")[0]) == (b"answer", "fe80::77")
 
 
-def test_a_batch_is_bounded_and_the_rest_stays(udp: UdpSockets, remote: socket.socket) -> None:
-    for number in range(100):
-        remote.sendto(bytes([number]), (own_of(remote)[0], udp.port))
-    received = [data[0] for data, _, _ in receive(udp)]
-    assert len(received) == 64
-    received += [data[0] for data, _, _ in receive(udp)]
-    assert received == list(range(100))
+def test_errors_before_a_message_and_errors_without_end() -> None:
+    with namespace() as ns:
+        udp = ns.call(UdpSockets, 0, 0)
+        failing = MagicMock()
+        message: object = (4, [], 0, ("192.0.2.2", 9))
+        failing.recvmsg_into.side_effect = [OSError(errno.ECONNREFUSED, "no")] * 3 + [message]
+        arrival = udp.receive_into(failing, bytearray(MOST))
+        assert arrival is not None
+        assert arrival.length == 4
+        endless = chain(repeat(OSError(errno.ENETDOWN, "no"), 1000), [OSError(errno.EAGAIN, "")])
+        failing.recvmsg_into = MagicMock(side_effect=endless)
+        assert udp.receive_into(failing, bytearray(MOST)) is None
+        assert failing.recvmsg_into.call_count < 500
+        udp.close()
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -226,10 +293,7 @@ def test_what_a_full_queue_loses_is_counted(udp: UdpSockets, remote: socket.sock
     dropped = udp.dropped()
     assert dropped[1 - of] == 0
     assert 0 < dropped[of] < 3000
-    received = 0
-    while messages := list(udp.receive(udp.sockets[of])):
-        received += len(messages)
-    assert received + dropped[of] == 3000
+    assert len(waiting(udp)) + dropped[of] == 3000
     assert udp.dropped() == dropped
 
 
@@ -241,6 +305,6 @@ def test_a_wrong_checksum_is_counted_too(family: socket.AddressFamily) -> None:
         message = struct.pack("!4H", 9, sockets.port, 8 + 148, 0x1234) + bytes(148)
         with ns.call(socket.socket, family, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
             raw.sendto(message, (host, 0))
-        assert [data for sock in sockets.sockets for data in sockets.receive(sock)] == []
+        assert waiting(sockets) == []
         assert sum(sockets.dropped()) == 1
         sockets.close()

@@ -183,29 +183,6 @@ def test_remove_peer_leaves_nothing_of_it(path: str) -> None:
         assert one.left() is not None
 
 
-@pytest.mark.parametrize("outer", [OUTER, OUTER6], ids=["over4", "over6"])
-@path_is
-def test_a_reinjected_message_is_opened(path: str, outer: tuple[str, str]) -> None:
-    with two_ends(path, outer=outer) as (one, other):
-        # To another socket, which hands it over: as if it had come elsewhere.
-        family = socket.AF_INET6 if ":" in outer[1] else socket.AF_INET
-        local = ip_address(outer[1].split("/")[0])
-        with other.ns.call(socket.socket, family, socket.SOCK_DGRAM) as sock:
-            sock.bind(("", 0))
-            sock.settimeout(5)
-            port = sock.getsockname()[1]
-            one.ns.call(one.datapath.set_endpoint, PEER, Endpoint(local, port))
-            one.datapath.send(PEER, [udp_packet(1)])
-            message, address = sock.recvfrom(65535)
-        ifindex = other.ns.ifindex("under0")
-        source = Endpoint(ip_address(address[0]), address[1], local, ifindex)
-        other.datapath.reinject(message, source, 0)
-        wait_for(lambda: other.datapath.traffic()[PEER].rx_packets == 1)
-        assert other.datapath.endpoint(PEER) == source
-        other.datapath.reinject(message, source, 0)
-        wait_for(lambda: other.datapath.drops()["replayed"] == 1)
-
-
 @path_is
 def test_limits_of_the_path_are_told(path: str) -> None:
     with two_ends(path) as (one, _):

@@ -94,14 +94,10 @@ class Node:
         self.device.add_peer(
             number,
             peer.public_key,
-            endpoint=endpoint,
             **options,  # type: ignore[arg-type]
         )
-
-    def remove(self, number: int = 1) -> None:
-        self.device.remove_peer(number)
-        self.act()
-        del self.peers[number]
+        if endpoint is not None:
+            self.device.set_endpoint(number, endpoint)
 
     def send(self, packet: bytes, number: int = 1) -> None:
         """What an application does."""

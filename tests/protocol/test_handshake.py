@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 
 import pytest
@@ -199,6 +199,18 @@ def test_a_silent_peer_makes_us_forget_our_local_address() -> None:
     assert alice.took(actions.EndpointMoved) == [actions.EndpointMoved(1, bob.address)]
 
 
+def test_the_device_of_a_link_local_endpoint_is_not_forgotten() -> None:
+    network, alice, _ = pair()
+    there = Endpoint(IPv6Address("fe80::2"), 51820, IPv6Address("fe80::1"), 2)
+    alice.device.set_endpoint(1, there)
+    network.lost = lambda data, source: True
+    alice.send(b"one")
+    network.run(20)
+    assert alice.took(actions.EndpointMoved) == [
+        actions.EndpointMoved(1, replace(there, local=None))
+    ]
+
+
 def test_a_replayed_initiation_is_refused() -> None:
     network, alice, bob = pair()
     message = initiation_of(alice)
@@ -224,12 +236,10 @@ def test_an_older_initiation_is_refused() -> None:
 
 def test_initiations_of_a_peer_are_limited() -> None:
     network, alice, bob = pair()
-    messages = []
-    for _ in range(2):
-        messages.append(initiation_of(alice))
-        network.now += 10
-        alice.device.remove_peer(1)
-        alice.device.add_peer(1, bob.public_key, endpoint=bob.address)
+    messages = [initiation_of(alice)]
+    network.now += 10
+    alice.device.advance(network.now)
+    messages += [sent.data for sent in alice.device.actions() if isinstance(sent, actions.Send)]
     bob.device.receive(messages[0], alice.address, network.now)
     bob.device.actions()
     network.now += 0.01
@@ -245,7 +255,8 @@ def test_a_clock_that_is_set_back_is_no_replay() -> None:
     unix = [2_000_000_000, 1_000_000_000]
     private = PrivateKey(b"a" * 32)
     alice = Device(b"a" * 32, tai64n=lambda: tai64n.encode(unix.pop(0) * 10**9))
-    alice.add_peer(1, bob.public_key, endpoint=bob.address)
+    alice.add_peer(1, bob.public_key)
+    alice.set_endpoint(1, bob.address)
     bob.device.add_peer(1, private.public)
     for _ in range(2):
         alice.want_session(1, network.now)
@@ -297,23 +308,13 @@ def test_low_order_keys_our_own_and_known_ones_cannot_be_added() -> None:
         alice.device.add_peer(1, Node(network, 5).public_key)
 
 
-def test_removing_a_peer_retires_everything_of_it() -> None:
-    network, alice, bob = pair()
-    for _ in range(2):
-        alice.send(b"data")
-        network.run(200)
-    alice.send(b"data")
-    network.run(1)
-    bob.remove()
-    assert not bob.sessions
-    assert bob.device.next_deadline() is None
-    assert not bob.device._by_index
-    alice.device.want_session(1, network.now)
-    late = bob.device
-    late.want_session(1, network.now)
-    late.confirmed(1, 1, network.now)
-    late.traffic(1, replace(alice.peers[1].traffic), 0, network.now)
-    assert late.actions() == []
+def test_what_is_told_of_peers_that_are_not_there() -> None:
+    network, alice, _ = pair()
+    alice.device.want_session(9, network.now)
+    alice.device.confirmed(9, 1, network.now)
+    alice.device.messages_used(9, 1, network.now)
+    alice.device.traffic(9, replace(alice.peers[1].traffic, tx_packets=1), 0, network.now)
+    assert alice.device.actions() == []
 
 
 def test_who_has_a_session_is_told_so_once() -> None:

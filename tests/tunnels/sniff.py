@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from types import TracebackType
 
-from ebpfvpn.inner import checksum
 from netns import Namespace
+from rows.packets import checksum
 from tunnels.traffic import SO_RCVBUFFORCE
 
 _ETH_P_ALL = 3

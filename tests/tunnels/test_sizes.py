@@ -102,6 +102,20 @@ def test_senders_are_told_what_fits(mode: str, outer: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["native", "tc"])
+def test_senders_are_told_before_there_is_a_session(mode: str) -> None:
+    """What waits for the handshake has to fit too."""
+    with underlay(1280) as (a, b), node(a) as one, node(b) as other:
+        longest = narrow(one, other, mode)
+        other.down()
+        with a.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+            sock.connect((INNER[1], 9))
+            sock.send(bytes(1380))
+            wait_for(lambda: is_refused(sock, 1380))
+            assert sock.getsockopt(socket.IPPROTO_IP, _IP_MTU) == longest
+
+
+@pytest.mark.parametrize("mode", ["native", "tc"])
 def test_what_may_be_fragmented_is(mode: str) -> None:
     with underlay(1280) as (a, b), node(a) as one, node(b) as other:
         narrow(one, other, mode)

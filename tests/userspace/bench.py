@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import cast
 
+from ebpfvpn import clock
 from ebpfvpn.datapath import REPLAY_WINDOW, Event, Receiving, Traffic
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.keypair import Session as Known
-from ebpfvpn.userspace import datapath as module
 from ebpfvpn.userspace.datapath import UserspaceDatapath
 from ebpfvpn.userspace.open import Message
 from ebpfvpn.userspace.peer import Peer
@@ -102,11 +102,11 @@ class Bench:
     @contextlib.contextmanager
     def clock(self) -> Iterator[None]:
         """The datapath's is this one's within."""
-        real, module._now = module._now, lambda: self.now
+        real, clock.now = clock.now, lambda: self.now
         try:
             yield
         finally:
-            module._now = real
+            clock.now = real
 
     def arrive(
         self, *messages: bytes, joined: int = 0, source: Endpoint = REMOTE[4], tos: int = 0
@@ -127,10 +127,6 @@ class Bench:
     def send(self, *packets: bytes, peer: int = PEER) -> None:
         with self.clock():
             self.datapath.send(peer, packets)
-
-    def reinject(self, message: bytes, source: Endpoint = REMOTE[4], tos: int = 0) -> None:
-        with self.clock():
-            self.datapath.reinject(message, source, tos)
 
     def texts(self, *, key: bytes = SEND_KEY) -> list[tuple[int, int, bytes]]:
         """Receiver, counter and padded packet of each message sent since the last call."""

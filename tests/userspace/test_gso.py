@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ebpfvpn import inner
 from ebpfvpn.userspace import gso
 from ebpfvpn.userspace.gso import GsoError
 from ebpfvpn.virtio_net import ECN, NEEDS_CHECKSUM, NOT_GSO, TCPV4, TCPV6, UDP, Header
 from rows import packets
+from rows.packets import checksum
 from userspace.flows import ACK, CWR, ECE, FIN, PSH, Segment, pieces
 
 CHECKSUM = {packets.TCP: 16, packets.UDP: 6}
@@ -78,7 +78,7 @@ def transport_sum(packet: bytes) -> int:
     else:
         start, addresses, protocol = 40, packet[8:40], packet[6]
     length = len(packet) - start
-    return inner.checksum(addresses + bytes([0, protocol, length >> 8, length & 255]) +
+    return checksum(addresses + bytes([0, protocol, length >> 8, length & 255]) +
                           packet[start:])  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_the_longest_with_odd_pieces(version: int, protocol: int) -> None:
     assert b"".join(packet[headers:] for packet in found) == payload
     assert {transport_sum(packet) for packet in found} == {0}
     if version == 4:
-        assert {inner.checksum(packet[:20]) for packet in found} == {0}
+        assert {checksum(packet[:20]) for packet in found} == {0}
 
 
 def with_checksum_of_zero(version: int) -> Segment:

@@ -261,8 +261,6 @@ def test_handed_on(bench: Bench, data: bytes) -> None:
     assert bench.arrive(MESSAGE, data) == [(data, REMOTE[4], 0)]
     assert bench.tun.took() == [IN4]
     assert bench.counted() == {}
-    bench.reinject(data)
-    assert bench.tun.took() == []
 
 
 def test_retired(bench: Bench) -> None:
@@ -488,15 +486,6 @@ def test_a_replay_from_elsewhere_moves_nothing_among_several(bench: Bench) -> No
     bench.arrive(message(0, b""), message(0, b""), joined=32, source=MOVED)
     assert bench.counted() == {"replayed": 2}
     assert bench.datapath.endpoint(PEER) == REMOTE[4]
-
-
-def test_reinjected(bench: Bench) -> None:
-    bench.reinject(MESSAGE, MOVED, 3)
-    assert bench.counted() == {"ecn": 1}
-    assert bench.datapath.endpoint(PEER) == MOVED
-    assert bench.events() == [Roamed(PEER)]
-    bench.reinject(message(1, pad(IN4)), MOVED)
-    assert bench.tun.took() == [IN4]
 
 
 # Confirmation.

@@ -236,6 +236,16 @@ def test_what_fits_the_way(bench: Bench, length: int) -> None:
     assert len(bench.udp.messages()) == 2
 
 
+def test_without_a_session_the_limit_is_what_the_way_says_now(bench: Bench) -> None:
+    """Packets that wait for the first session are to fit as well."""
+    bench.add_other("10.6.0.0/16")
+    bench.ways.longest = 1200
+    assert bench.datapath.max_inner(OTHER_PEER) == 1200
+    bench.ways.longest = 1300
+    bench.datapath.network_changed()
+    assert bench.datapath.max_inner(OTHER_PEER) == 1300
+
+
 def test_the_ways_are_asked_for_when_they_may_have_changed(bench: Bench) -> None:
     bench.datapath.set_endpoint(PEER, REMOTE[6])
     assert bench.ways.asked[-1] == REMOTE[6]
@@ -424,10 +434,16 @@ def test_a_missing_checksum_is_written(bench: Bench) -> None:
         assert text == pad(bytes(whole))
 
 
-def test_a_super_packet_that_makes_no_sense(bench: Bench) -> None:
-    nonsense = Header(NEEDS_CHECKSUM, virtio_net.TCPV4, 0, 0, 20, 16).encode()
-    assert bench.leave(sized(100), header=nonsense) == []
-    assert bench.counted() == {"malformed_inner": 1}
+@pytest.mark.parametrize(("length", "size", "lost"), [
+    (100, 0, 1), (40, 100, 1), (1040, 100, 10), (1041, 100, 11),
+])  # fmt: skip
+def test_a_super_packet_that_makes_no_sense(
+    bench: Bench, length: int, size: int, lost: int
+) -> None:
+    """It counts as the packets that it was to be."""
+    nonsense = Header(NEEDS_CHECKSUM, virtio_net.TCPV4, 40, size, 19, 16).encode()
+    assert bench.leave(sized(length), header=nonsense) == []
+    assert bench.counted() == {"send_failed": lost}
     assert bench.traffic().last_sent == 0.0
 
 

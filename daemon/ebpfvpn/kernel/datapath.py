@@ -164,6 +164,8 @@ class KernelDatapath:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program.fd)
 
     def left(self) -> list[Left]:
+        """What an earlier daemon left, to be asked for at the start. Whoever of it is in the
+        configuration no more is to be removed."""
         older = {one.public_key: one for one in adoption.left(self._older)}
         here = [_joined(one, older.pop(one.public_key, None)) for one in self._left_here()]
         return [*here, *older.values()]
@@ -187,6 +189,8 @@ class KernelDatapath:
         return found
 
     def remove_older(self) -> None:
+        """To be called REJECT_AFTER_TIME after the start: older versions' programs have nothing to
+        do any more."""
         while self._older:
             leftovers.remove_generation(self._netlink, self._older.pop())
 
@@ -252,6 +256,8 @@ class KernelDatapath:
                 self._send_failed += 1
 
     def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
+        """A data message that came to the UDP socket (reassembled from fragments, say): opened
+        as if it had come by the device `source.ifindex`. `tos` is the outer TOS byte."""
         port = self._generation.facts.port
         frame = reinjected(self._sealing.mac, message, source, port, tos)
         if not self._sealing.reinject(frame):
@@ -347,6 +353,9 @@ class KernelDatapath:
             netlink.close()
 
     def check(self) -> list[str]:
+        """Looks whether all that packets need is in place, and puts back what is not; cheap, and
+        without effect, while all is well. Returns what was found and done, one line for the
+        operator each. DatapathError: it cannot be put back, so packets need another path."""
         return self._health.check()
 
     def close(self) -> None:

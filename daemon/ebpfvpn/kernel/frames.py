@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from ebpfvpn import checksum
 from ebpfvpn.datapath import DatapathError, TooLong
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.kernel.layout import number
@@ -41,21 +42,13 @@ def reinjected(
     if source.address.version == 4:
         ip = struct.pack("!BBHHHBBH", 0x45, tos, 20 + length, 0, 0, _TTL, _UDP, 0)
         ip += source.address.packed + local
-        ip = ip[:10] + struct.pack("!H", _checksum(ip)) + ip[12:]
+        ip = ip[:10] + struct.pack("!H", checksum.of(ip)) + ip[12:]
     else:
         ip = struct.pack("!IHBB", 6 << 28 | tos << 20, length, _UDP, _TTL)
         ip += source.address.packed + local
     ethernet = destination + number(source.ifindex) + bytes(2)
     ethernet += struct.pack("!H", _ETHERTYPE[source.address.version])
     return ethernet + ip + udp + message
-
-
-def _checksum(header: bytes) -> int:
-    """RFC 1071."""
-    total: int = sum(word for (word,) in struct.iter_unpack("!H", header))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def _bind(sock: socket.socket, ifindex: int, protocol: int) -> None:

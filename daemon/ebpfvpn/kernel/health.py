@@ -44,7 +44,7 @@ class Health:
         self._closed = False
 
     def check(self) -> list[str]:
-        """See Datapath.check. Nothing happens after `close`."""
+        """See KernelDatapath.check. Nothing happens after `close`."""
         if self._closed:
             return []
         try:

@@ -8,6 +8,7 @@ import fcntl
 import select
 import socket
 import struct
+from dataclasses import replace
 
 from ebpfvpn.datapath import TooLong
 from ebpfvpn.kernel import hooks, layout, segmenter
@@ -145,7 +146,17 @@ class Sealing:
         self._filters()["open_tc"].detach(self._loaded.maps["config"])
 
     def sent_up(self) -> list[TooLong]:
-        return [message for sock in self._up for message in sock.receive()]
+        return [self._in_zone(message) for sock in self._up for message in sock.receive()]
+
+    def _in_zone(self, message: TooLong) -> TooLong:
+        """The outer packet does not say which device a link-local endpoint is behind."""
+        to = message.endpoint
+        if to.address.version == 4 or not to.address.is_link_local:
+            return message
+        key = layout.pack_address(to.address) + layout.pack_address(to.local)
+        raw = self._loaded.maps["routes"].lookup(key)
+        ifindex = layout.Route.from_buffer_copy(raw).ifindex if raw is not None else 0
+        return replace(message, endpoint=replace(to, ifindex=ifindex))
 
     def lost(self) -> int:
         """Messages for which there was no room in the queues of `sent_up`."""

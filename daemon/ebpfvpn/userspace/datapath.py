@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import Struct
 
-from ebpfvpn import virtio_net, wire
+from ebpfvpn import clock, inner, virtio_net, wire
 from ebpfvpn.datapath import (
     REPLAY_WINDOW,
     Event,
@@ -24,7 +23,6 @@ from ebpfvpn.datapath import (
     Traffic,
 )
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.inner import IPV6_LEAST_MTU
 from ebpfvpn.keypair import Keypair
 from ebpfvpn.path_mtu import PathMtu
 from ebpfvpn.tun import Tun
@@ -100,7 +98,7 @@ class UserspaceDatapath:
     def packets(self) -> Iterator[bytes]:
         """Seals what waits on the TUN, as far as it goes; what has no usable session, no peer, or
         does not fit the way, is for the caller."""
-        now = _now()
+        now = clock.now()
         buffer, view = self._inner, memoryview(self._inner)
         read_into, peer_to = self._tun.read_into, self._peer_to
         before: Peer | None = None
@@ -121,7 +119,7 @@ class UserspaceDatapath:
                 try:
                     packets = self._finish(view, count)
                 except GsoError:
-                    self._drops["malformed_inner"] += 1
+                    self._drops["send_failed"] += gso.pieces(length, virtio_net.decode(view))
                     continue
             else:
                 packets = ((bytes(view[_START : count + wire.PADDING]), length),)
@@ -153,13 +151,11 @@ class UserspaceDatapath:
         if not peer.usable or peer.current is None or now >= peer.current.expires:
             return False
         most = peer.max_inner
-        if not most:
-            return True
-        return first[1] <= (max(most, IPV6_LEAST_MTU) if first[0][0] >> 4 == 6 else most)
+        return not most or first[1] <= inner.limit(most, first[0][0] >> 4)
 
     def messages(self, sock: socket.socket) -> list[Message]:
         """Opens what waits on a UDP socket; what is of no session here is for the caller."""
-        now = _now()
+        now = clock.now()
         rest: list[Message] = []
         for _ in range(_ARRIVALS):
             arrival = self._udp.receive_into(sock, self._outer)
@@ -172,7 +168,7 @@ class UserspaceDatapath:
 
     def end_joining(self, sock: socket.socket) -> list[Message]:
         """As `messages`, all that waits; from then on messages come one by one."""
-        now = _now()
+        now = clock.now()
         rest: list[Message] = []
         for arrival in self._waiting(sock):
             rest += self._open(arrival, arrival.segment or 1, now)
@@ -202,18 +198,13 @@ class UserspaceDatapath:
         return found if found > 0 else max(length, 1)
 
     def send(self, peer: int, packets: Sequence[bytes]) -> None:
-        found, now = self._peers[peer], _now()
+        found, now = self._peers[peer], clock.now()
         for packet in packets:
             if packet:
                 self._sealing.seal(found, ((packet + _PADDING, len(packet)),), now)
             else:
                 self._sealing.seal(found, KEEPALIVE, now)
         self._sealing.flush()
-        self._signal()
-
-    def reinject(self, message: bytes, source: Endpoint, tos: int) -> None:
-        self._opening.open(memoryview(message), len(message), source, tos, _now())
-        self._gro.flush()
         self._signal()
 
     def _peer_to(self, buffer: bytearray, length: int) -> Peer | None:
@@ -233,12 +224,6 @@ class UserspaceDatapath:
 
     def describe(self) -> dict[str, object]:
         return {"path": "userspace", "devices": []}
-
-    def left(self) -> list[Left]:
-        return []
-
-    def remove_older(self) -> None:
-        pass
 
     def add_peer(self, peer: int, public_key: bytes) -> None:
         self._peers.add(Peer(peer, public_key))
@@ -260,8 +245,13 @@ class UserspaceDatapath:
         self._limit(peer)
 
     def _limit(self, peer: Peer) -> None:
-        """Of those who have a session: asking the kernel takes time."""
-        if peer.endpoint is not None and (peer.current or peer.next):
+        """Of those who have a session, others when it is asked for: asking the kernel takes
+        time."""
+        if peer.current or peer.next:
+            self._find_limit(peer)
+
+    def _find_limit(self, peer: Peer) -> None:
+        if peer.endpoint is not None:
             peer.max_inner = self._path_mtu.max_inner(peer.endpoint, self._mtu)
 
     def endpoint(self, peer: int) -> Endpoint | None:
@@ -355,7 +345,10 @@ class UserspaceDatapath:
         pass  # no later daemon finds it here
 
     def max_inner(self, peer: int) -> int:
-        return self._peers[peer].max_inner
+        found = self._peers[peer]
+        if not (found.current or found.next):
+            self._find_limit(found)
+        return found.max_inner
 
     # What it tells.
 
@@ -387,9 +380,6 @@ class UserspaceDatapath:
         if self._events:
             os.eventfd_write(self._event, 1)
 
-    def check(self) -> list[str]:
-        return []
-
     def network_changed(self) -> None:
         self._path_mtu.network_changed()
         for peer in self._peers.values():
@@ -405,7 +395,3 @@ class UserspaceDatapath:
 
     def remove(self) -> None:
         self.close()
-
-
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -7,8 +7,8 @@ packets are authenticated, so their checksums are not looked at: the kernel fill
 
 from __future__ import annotations
 
+from ebpfvpn import checksum
 from ebpfvpn.tun import Tun
-from ebpfvpn.userspace import checksum
 from ebpfvpn.virtio_net import LENGTH, NEEDS_CHECKSUM, TCPV4, TCPV6, UDP, Header
 
 _MOST = 65535

@@ -10,7 +10,7 @@ from struct import Struct
 
 import numpy as np
 
-from ebpfvpn.userspace import checksum
+from ebpfvpn import checksum
 from ebpfvpn.virtio_net import ECN, NEEDS_CHECKSUM, TCPV4, TCPV6, UDP, Header
 from ebpfvpn.wire import PADDING
 
@@ -29,6 +29,11 @@ Packet = tuple[memoryview | bytes, int]
 
 class GsoError(Exception):
     """Not a super-packet that can be cut; the kernel makes none such."""
+
+
+def pieces(length: int, header: Header) -> int:
+    """As how many packets a super-packet of `length` bytes counts, whether it can be cut or not."""
+    return max(-(-(length - header.headers) // header.gso_size), 1) if header.gso_size else 1
 
 
 def cut(packet: memoryview, header: Header) -> list[Packet]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from struct import Struct
 
 from cryptography.exceptions import InvalidTag
 
 from ebpfvpn import wire
 from ebpfvpn.datapath import Confirmed, Event
 from ebpfvpn.endpoint import Endpoint
+from ebpfvpn.inner import length_and_source
 from ebpfvpn.userspace import ecn
 from ebpfvpn.userspace.gro import Gro
 from ebpfvpn.userspace.peer import Peer
 from ebpfvpn.userspace.replay_window import Verdict
 from ebpfvpn.userspace.session import NONCE, Session
 
-_HEADER = Struct("<IIQ")
-_OVERHEAD = _HEADER.size + wire.TAG_LENGTH
+_HEADER, _OVERHEAD = wire.Data.LAYOUT, wire.Data.OVERHEAD
 
 Message = tuple[bytes, Endpoint, int]
 """With where it came from and its TOS byte."""
@@ -78,7 +77,7 @@ class Opening:
         length = len(data)
         packets = total = 0
         has_data = False
-        limit = session.receive_limit if now < session.expires else 0
+        limit = wire.REJECT_AFTER_MESSAGES if now < session.expires else 0
         while length - at >= _OVERHEAD:
             kind, index, counter = unpack(data, at)
             if index != local_index or kind != wire.Data.TYPE:
@@ -136,7 +135,7 @@ class Opening:
 
     def _deliver(self, peer: Peer, inner: bytes, outer_ecn: int) -> None:
         """What is authenticated, but may be no IP packet, or not this peer's to send."""
-        length, source = _parse(inner)
+        length, source = length_and_source(inner)
         if not length:
             self._drops["malformed_inner"] += 1
             return
@@ -153,19 +152,3 @@ class Opening:
             if new != old:
                 inner = ecn.put(inner, new)
         self._gro.add(inner, length)
-
-
-def _parse(inner: bytes) -> tuple[int, bytes]:
-    """Length of the IP packet by its own header, 0 where that makes no sense, and its source."""
-    most = len(inner)
-    version = inner[0] >> 4
-    if version == 4 and most >= 20:
-        length = inner[2] << 8 | inner[3]
-        header = (inner[0] & 15) * 4
-        if 20 <= header <= length <= most:
-            return length, inner[12:16]
-    elif version == 6 and most >= 40:
-        length = (inner[4] << 8 | inner[5]) + 40
-        if length <= most:
-            return length, inner[8:24]
-    return 0, b""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Sequence
-from struct import Struct
 
 from ebpfvpn import wire
 from ebpfvpn.datapath import Event, MessagesUsed
@@ -13,9 +12,7 @@ from ebpfvpn.userspace.gso import Packet
 from ebpfvpn.userspace.peer import Peer
 from ebpfvpn.userspace.session import NONCE
 
-_HEADER = Struct("<IIQ")
-_DATA = wire.Data.TYPE
-_OVERHEAD = _HEADER.size + wire.TAG_LENGTH
+_DATA, _HEADER, _OVERHEAD = wire.Data.TYPE, wire.Data.LAYOUT, wire.Data.OVERHEAD
 _MOST_MESSAGES = 64  # UDP_MAX_SEGMENTS, until Linux 6.9
 _MOST_BYTES = 65000
 _PATIENCE = 0.01
@@ -115,7 +112,7 @@ class Sealing:
             self._send(self._peer, parts, self._tos, 0)
         elif self.segments:
             size = len(parts[0]) + len(parts[1])
-            if self._send(self._peer, parts, self._tos, size, count):
+            if not self._send(self._peer, parts, self._tos, size, count):
                 # No segmentation on this way, say, or each is longer than it: one by one.
                 self._send_singly(self._peer, parts, self._tos)
         else:
@@ -125,12 +122,12 @@ class Sealing:
         for i in range(0, len(parts), 2):
             self._send(peer, parts[i : i + 2], tos, 0)
 
-    def _send(self, peer: Peer, parts: list[bytes], tos: int, segment: int, count: int = 1) -> int:
-        """Returns the errno of what should be tried otherwise; 0: it is done, or counted."""
+    def _send(self, peer: Peer, parts: list[bytes], tos: int, segment: int, count: int = 1) -> bool:
+        """Whether it is done, or counted; else it should be tried otherwise."""
         destination = peer.destination
         if destination is None:
             self._drops["no_endpoint"] += count
-            return 0
+            return True
         try:
             try:
                 destination.send(parts, tos, segment)
@@ -144,10 +141,10 @@ class Sealing:
         except OSError as error:
             self._stuck = isinstance(error, BlockingIOError)
             if segment and error.errno not in (errno.EAGAIN, *_NO_ROUTE):
-                return error.errno or errno.EIO
+                return False
             if isinstance(error, BlockingIOError):
                 reason = "send_buffer_full"
             else:
                 reason = "no_route" if error.errno in _NO_ROUTE else "send_failed"
             self._drops[reason] += count
-        return 0
+        return True

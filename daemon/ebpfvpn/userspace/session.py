@@ -25,8 +25,8 @@ class Session:
     """Public attributes, because every packet goes through them."""
 
     __slots__ = (
-        "expires", "known", "open", "peer", "receive_key", "receive_limit", "rekey_at", "seal",
-        "send_counter", "send_key", "send_limit", "window",
+        "expires", "known", "open", "peer", "receive_key", "rekey_at", "seal", "send_counter",
+        "send_key", "send_limit", "window",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, known: Known, receive_key: bytes, window: ReplayWindow) -> None:
@@ -37,7 +37,6 @@ class Session:
         self.open = ChaCha20Poly1305(receive_key)
         self.window = window
         self.expires = known.created + wire.REJECT_AFTER_TIME
-        self.receive_limit = wire.REJECT_AFTER_MESSAGES
         self.send_key: bytes | None = None
         self.seal: ChaCha20Poly1305 | None = None
         self.send_counter = 0
