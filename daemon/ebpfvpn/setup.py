@@ -10,21 +10,15 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
-from ebpfvpn import handover, path_choice, underlay
+from ebpfvpn import handover, path_choice, resolver, underlay
 from ebpfvpn.allowed_ip_routes import AllowedIpRoutes, free_table, remove_orphaned_rules
 from ebpfvpn.allowed_ips import AllowedIps
 from ebpfvpn.config import Config, PeerConfig
 from ebpfvpn.datapath import Left
+from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.errors import OperatorError
 from ebpfvpn.kernel import adoption, bpffs, generation
 from ebpfvpn.kernel.adoption import Found
@@ -297,20 +291,24 @@ def _mtu(netlink: Netlink, config: Config) -> int:
     # A default route of the tunnel itself, which an earlier daemon made, is not the way.
     known = next(iter(generation.find(config.name)), None)
     fwmark = config.interface.fwmark or (known.facts.fwmark if known else 0)
-    remotes = _literal_endpoints(config) or {IPv4Address("0.0.0.0"), IPv6Address("::")}
+    anywhere = (Endpoint(ip_address(address), 0) for address in ("0.0.0.0", "::"))
     mtus = []
-    for remote in remotes:
+    for remote in _literal_endpoints(config) or set(anywhere):
         with contextlib.suppress(OSError):
-            way = underlay.resolve(netlink, links.get, remote, None, fwmark=fwmark, find_mac=False)
+            way = underlay.resolve(
+                netlink,
+                links.get,
+                remote.address,
+                None,
+                ifindex=remote.ifindex,
+                fwmark=fwmark,
+                find_mac=False,
+            )
             if way is not None and not way.link.loopback:
                 mtus.append(way.mtu)
     return max(max(mtus) - HEADERS[6], _LEAST_MTU) if mtus else DEFAULT_MTU
 
 
-def _literal_endpoints(config: Config) -> set[IPv4Address | IPv6Address]:
-    found = set()
-    for peer in config.peers:
-        if peer.endpoint is not None:
-            with contextlib.suppress(ValueError):
-                found.add(ip_address(peer.endpoint.host))
-    return found
+def _literal_endpoints(config: Config) -> set[Endpoint]:
+    endpoints = (resolver.literal(peer.endpoint) for peer in config.peers if peer.endpoint)
+    return {endpoint for endpoint in endpoints if endpoint is not None}

@@ -37,8 +37,9 @@ def test_a_device_is_ours_also_when_it_has_to_be_made_for_what_goes_on() -> None
         netlink.close()
 
 
-def test_the_mtu_is_known_without_asking_who_the_neighbour_is() -> None:
-    peer = PeerConfig(bytes(32), endpoint=HostPort("192.0.2.2", 51820))
+@pytest.mark.parametrize("remote", ["192.0.2.2", "fe80::2%under0"])
+def test_the_mtu_is_known_without_asking_who_the_neighbour_is(remote: str) -> None:
+    peer = PeerConfig(bytes(32), endpoint=HostPort(remote, 51820))
     interface = InterfaceConfig(keys.generate_private_key())
     with namespace() as here, namespace() as there:
         veth(here, there)
@@ -47,7 +48,7 @@ def test_the_mtu_is_known_without_asking_who_the_neighbour_is() -> None:
         netlink = here.call(Netlink)
         made = Config(Path("wg0.conf"), "wg0", interface, (peer,))
         assert here.call(setup._mtu, netlink, made) == 1400
-        assert here.run("ip", "neighbour", "show", "192.0.2.2") == ""
+        assert here.run("ip", "neighbour", "show", remote.partition("%")[0]) == ""
         netlink.close()
 
 

@@ -12,6 +12,8 @@ from netns import Namespace
 from tunnels.nodes import INNER, introduce, node, underlay, wait_for
 from tunnels.traffic import Numbered, ping, tcp
 
+pytestmark = pytest.mark.alone
+
 FOREIGN = """
 #include <linux/bpf.h>
 __attribute__((section("xdp"), used)) int foreign_xdp(struct xdp_md *p) { return XDP_PASS; }

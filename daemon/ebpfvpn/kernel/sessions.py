@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ebpfvpn import clock
 from ebpfvpn.datapath import Receiving, SessionState
 from ebpfvpn.failures import logged
 from ebpfvpn.kernel import layout, window
@@ -151,7 +152,7 @@ class Sessions:
 
     def receiving(self) -> list[Receiving]:
         """The receiving halves of those that are alive. No program opens meanwhile."""
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = clock.now()
         found = []
         for state in self.states():
             index = number(state.session.local_index)
