@@ -109,6 +109,7 @@ def test_daemon_that_does_not_start_says_why() -> None:
         (["--peer", "tinc=/bin/true"], "tinc is the name of a candidate already"),
         (["--peer", "new=/nowhere"], "/nowhere: there is no such program"),
         (["--plot", "run.txt"], "--plot run.txt: choose from .svg, .png, .pdf"),
+        (["--profile", "tinc"], "--profile knows no tinc: choose from ebpfvpn-native"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], reason: str) -> None:
