@@ -17,7 +17,7 @@ BPF_CFLAGS = -O2 -g -Wall -Werror -target bpf -mcpu=v3 -Iebpf \
 	-I/usr/include/$(shell uname -m)-linux-gnu -ffile-prefix-map=$(CURDIR)=.
 BPF_PROGRAMS := $(wildcard ebpf/*.bpf.c)
 BPF_TESTS := $(wildcard ebpf/tests/*.bpf.c)
-BPF_SOURCES := $(wildcard ebpf/*.[ch] ebpf/tests/*.[ch])
+BPF_SOURCES := $(wildcard ebpf/*.[ch] ebpf/tests/*.[ch] tools/*.c)
 OBJECTS := $(BPF_PROGRAMS:ebpf/%.c=daemon/ebpfvpn/bpf/%.o) $(BPF_TESTS:ebpf/tests/%.c=build/%.o)
 
 help:

@@ -2,93 +2,70 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import platform
+import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import fastd_pair
+import nebula_pair
 import openvpn_pair
 import tinc_pair
+import wireguard_go_pair
 from ebpfvpn_pair import EbpfvpnPair
+from fastd_pair import FastdPair
 from lab import ROOT, UNDERLAY, Lab, LabError, run, wait_for
+from nebula_pair import NebulaPair
 from openvpn_pair import OpenvpnPair
 from tinc_pair import TincPair
+from way import SITES, Up, Way
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "daemon"))
 
-from interop.wireguard_go import WireGuardGo, genkey
+import ebpfvpn
 
-PORT = 51821
-WIREGUARD_GO = "wireguard-go"
-TINC = "tinc"
-OPENVPN = "openvpn"
-
-CIPHERS = {
-    WIREGUARD_GO: "ChaCha20-Poly1305",
-    TINC: f"{tinc_pair.CIPHER}, {tinc_pair.MAC_LENGTH} bytes of HMAC-{tinc_pair.DIGEST}",
-    OPENVPN: openvpn_pair.CIPHER,
+DEBIAN = {
+    "wireguard-go": wireguard_go_pair.CIPHER,
+    "tinc": f"{tinc_pair.CIPHER}, {tinc_pair.MAC_LENGTH} bytes of HMAC-{tinc_pair.DIGEST}",
+    "openvpn": openvpn_pair.CIPHER,
+    "nebula": nebula_pair.CIPHER,
+    "fastd": fastd_pair.METHOD,
 }
-"""Of the peers, by the names of candidate and Debian package."""
+"""Ciphers of Debian's peers, by the names of candidate and package."""
 
-Up = Callable[[Lab], str]
-"""Brings the way up; returns the right node's address on it."""
+NATIVE, GENERIC, TC = "ebpfvpn-native", "ebpfvpn-generic", "ebpfvpn-tc"
 
-
-def no_tunnel(here: Lab) -> str:
-    return here.right.address
+KERNEL = {NATIVE: "native", GENERIC: "generic", TC: "tc"}
+"""Ours by their attach mode."""
 
 
-def wireguard_go(here: Lab) -> str:
-    keys = [genkey(), genkey()]
-    inside = ["198.51.100.1", "198.51.100.2"]
-    for side, node in enumerate(here.nodes):
-        other = 1 - side
-        configuration = f"""
-[Interface]
-PrivateKey = {keys[side][0]}
-ListenPort = {PORT}
-[Peer]
-PublicKey = {keys[other][1]}
-AllowedIPs = {inside[other]}/32
-Endpoint = {here.nodes[other].address}:{PORT}
-"""
-        interface = f"bwg{os.getpid()}{'lr'[side]}"
-        end = WireGuardGo(node.namespace, interface, configuration, [f"{inside[side]}/24"])
-        here.defer(end.stop)
-        end.start()
-    return inside[1]
+def no_tunnel(here: Lab) -> Way:
+    left, right = here.left.address, here.right.address
+    return Way((left, right), (UNDERLAY, UNDERLAY), gateways=(right, left))
 
 
-def tinc(here: Lab) -> str:
-    """AES-128-CBC with HMAC-SHA-256; tools/tinc_pair.py says why."""
-    pair = TincPair(here)
-    pair.up()
-    return pair.addresses[1]
-
-
-def openvpn(here: Lab) -> str:
-    """AES-256-GCM, without OpenVPN's kernel module."""
-    pair = OpenvpnPair(here)
-    pair.up()
-    return pair.addresses[1]
-
-
-def ebpfvpn(path: str) -> Up:
+def ours(path: str) -> Up:
     """`path`: an attach mode, or "userspace"."""
 
-    def up(here: Lab) -> str:
-        if path == "userspace":
-            pair = EbpfvpnPair(here, "bench", datapath=path)
-        else:
-            pair = EbpfvpnPair(here, "bench", attach_mode=path, datapath="kernel")
-        pair.up()
-        # Devices are attached when the peer's endpoint is known: the right one learns it by this.
-        here.left.run("ping", "-c", "1", "-W", "5", pair.addresses[1])
-        for side in (0, 1):
-            wait_for(partial(_uses, pair, side, path), 2, f"{pair.interfaces[side]} to use {path}")
-        return pair.addresses[1]
+    def up(here: Lab) -> Way:
+        pair = ebpfvpn_pair(here, path)
+        return Way(pair.addresses, (pair.interfaces[0], pair.interfaces[1]))
 
     return up
+
+
+def ebpfvpn_pair(here: Lab, path: str) -> EbpfvpnPair:
+    """Up, and seen to use this path and no other."""
+    mode, datapath = (None, path) if path == "userspace" else (path, "kernel")
+    pair = EbpfvpnPair(here, "bench", attach_mode=mode, datapath=datapath, sites=SITES)
+    pair.up()
+    # Devices are attached when the peer's endpoint is known: the right one learns it by this.
+    here.left.run("ping", "-c", "1", "-W", "5", pair.addresses[1])
+    for side in (0, 1):
+        wait_for(partial(_uses, pair, side, path), 2, f"{pair.interfaces[side]} to use {path}")
+    return pair
 
 
 def _uses(pair: EbpfvpnPair, side: int, path: str) -> bool:
@@ -101,45 +78,63 @@ def _uses(pair: EbpfvpnPair, side: int, path: str) -> bool:
 
 
 CANDIDATES: dict[str, Up] = {
-    "ebpfvpn-native": ebpfvpn("native"),
-    "ebpfvpn-generic": ebpfvpn("generic"),
-    "ebpfvpn-tc": ebpfvpn("tc"),
-    "ebpfvpn-userspace": ebpfvpn("userspace"),
-    WIREGUARD_GO: wireguard_go,
-    TINC: tinc,
-    OPENVPN: openvpn,
+    **{name: ours(mode) for name, mode in KERNEL.items()},
+    "ebpfvpn-userspace": ours("userspace"),
+    "wireguard-go": wireguard_go_pair.up,
+    "tinc": lambda here: TincPair(here).up(),
+    "openvpn": lambda here: OpenvpnPair(here).up(),
+    "nebula": lambda here: NebulaPair(here).up(),
+    "fastd": lambda here: FastdPair(here).up(),
     "none": no_tunnel,
 }
 
+CUTS_SUPER_PACKETS = (NATIVE, GENERIC)
+"""Native XDP on a veth switches off that its peer hands it super-packets; generic XDP copies each
+into one piece. So neither is measured where they may cross."""
 
-def peers() -> dict[str, dict[str, str | None]]:
-    """Version and cipher of each peer; no version where it is no installed Debian package."""
-    return {name: {"version": _version(name), "cipher": CIPHERS[name]} for name in CIPHERS}
+
+def version(name: str, binary: Path | None = None) -> dict[str, str | None]:
+    """What a candidate is; `binary`: that of one given by its path."""
+    if binary:
+        return {"version": _said_version(binary), "sha256": _digest(binary)}
+    if name in DEBIAN:
+        return {"version": _package(name), "cipher": DEBIAN[name]}
+    if name == "none":
+        return {}
+    package = Path(ebpfvpn.__file__).parent
+    parts = sorted([*package.rglob("*.py"), *package.rglob("*.o")])
+    return {
+        "version": ebpfvpn.__version__,
+        "sha256": _digest(*parts),
+        "python": platform.python_version(),
+    }
 
 
-def _version(package: str) -> str | None:
+def _package(name: str) -> str | None:
+    """None where it is no installed Debian package."""
     try:
-        return run(["dpkg-query", "-W", "-f", "${Version}", package]) or None
+        return run(["dpkg-query", "-W", "-f", "${Version}", name]) or None
     except (LabError, FileNotFoundError):
         return None
 
 
-def prepare_underlay(here: Lab, underlay: str) -> None:
-    """`real`: the sender's kernel cuts everything into packets of the MTU, as for a NIC without
-    offloads, and the receiver may join them again (GRO). `super`: super-packets cross whole."""
-    cuts = underlay == "real"
-    for node in here.nodes:
-        node.offload(UNDERLAY, gro=True)
-        if cuts:
-            node.offload(UNDERLAY, tso=False, gso=False, tx_udp_segmentation=False)
+def _said_version(binary: Path) -> str | None:
+    """None where it says none."""
+    try:
+        done = subprocess.run(
+            [binary, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next(iter(done.stdout.strip().splitlines()), None)
 
 
-def thread_napi(here: Lab) -> None:
-    """Every veth's receiving side works in a kernel thread of its own, which the scheduler can
-    place, not in the softirq of whoever sends."""
-    for node in here.nodes:
-        veths = node.run("ip", "-brief", "link", "show", "type", "veth").splitlines()
-        for name in (line.split("@")[0].split()[0] for line in veths):
-            # One with neither GRO nor XDP has no NAPI and refuses; the underlay has GRO.
-            may_refuse = "" if name == UNDERLAY else " 2>/dev/null || true"
-            node.sysfs(f"echo 1 >/sys/class/net/{name}/threaded{may_refuse}")
+def _digest(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import EBPFVPN, Lab, LabError, Node, run
+from way import INSIDE
 
 PINS = Path("/sys/fs/bpf/ebpfvpn")
 PORT = 51820
@@ -25,17 +26,23 @@ class EbpfvpnPair:
     """`up` brings up both ends; the lab takes them down. One of them has the other's endpoint
     only from its first message, as a road warrior's server has."""
 
-    addresses = ("198.51.100.1", "198.51.100.2")
-    """Inside the tunnel: left, right."""
+    addresses = INSIDE
 
     def __init__(
-        self, lab: Lab, prefix: str, attach_mode: str | None = None, datapath: str | None = None
+        self,
+        lab: Lab,
+        prefix: str,
+        attach_mode: str | None = None,
+        datapath: str | None = None,
+        sites: tuple[str, str] | None = None,
     ) -> None:
+        """`sites`: the networks behind the nodes."""
         self.lab = lab
         self.interfaces = tuple(f"{prefix}{os.getpid()}{side}" for side in "lr")
         self.attach_mode = attach_mode
         self.datapath = datapath
         """None, of either: the daemon chooses."""
+        self.sites = sites
 
     def up(self) -> None:
         keys = [genkey(), genkey()]
@@ -63,7 +70,10 @@ class EbpfvpnPair:
         if self.datapath:
             lines.append(f"#! Datapath = {self.datapath}")
         lines += ["", "[Peer]", f"PublicKey = {public_key}"]
-        lines.append(f"AllowedIPs = {self.addresses[there]}/32")
+        allowed = [f"{self.addresses[there]}/32"]
+        if self.sites:
+            allowed.append(self.sites[there])
+        lines.append(f"AllowedIPs = {', '.join(allowed)}")
         if endpoint:
             lines.append(f"Endpoint = {endpoint}:{PORT}")
         return "\n".join(lines) + "\n"

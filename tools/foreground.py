@@ -14,8 +14,11 @@ from lab import Lab, LabError, Node
 class Foreground:
     """Started at once, ended by the lab. `argv` has it log to `log`."""
 
-    def __init__(self, here: Lab, node: Node, log: Path, *argv: str) -> None:
-        self._name = argv[0]
+    def __init__(
+        self, here: Lab, node: Node, log: Path, *argv: str, name: str | None = None
+    ) -> None:
+        """`name`: where it is not argv's first word."""
+        self._name = name or argv[0]
         self._log = log
         self._process = node.start(*argv)
         here.defer(partial(lab.end, self._process))

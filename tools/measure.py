@@ -1,4 +1,5 @@
-"""Measurements between the two nodes of a lab, from left to right."""
+"""Measurements between the two nodes of a lab and the sites behind them, from left to right and,
+for TCP, back."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import cpu_time
 import lab
+import sites
 import udp
-from lab import Lab, LabError
+from lab import Lab, LabError, Node
+from measurements import ACCEPTED_LOSS
+from sites import Sites
+from way import Way
 
 PORT = 40001
 UDP = str(Path(udp.__file__).resolve())
@@ -23,21 +30,27 @@ SMALL = 64
 LARGE = 1300
 """Bytes of UDP payload."""
 
-ACCEPTED_LOSS = 0.01
-SEARCH_STEPS = 6
-"""Of halving: the rate found is within 1/64 of the flood's."""
+_SLOWEST = 1000
+"""Times slower than the flood, where the search for a rate begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Seconds of each measurement."""
+    """How long each measurement takes: seconds, where nothing else is said."""
 
-    tcp: int = 4
+    tcp: str = "--time=4"
+    """iperf3's option."""
     flood: float = 2
     search: float = 0.7
-    """Of each step."""
+    """Of each trial."""
+    steps: int = 8
+    """Of halving the ratio between rates with little and with too much loss: the rate found is
+    within 2.8 %."""
     pings: int = 1000
     """A count; one each 2 ms."""
+
+
+QUICK = Durations(tcp="--bytes=30M", flood=0.3, search=0.1, steps=1, pings=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +64,9 @@ class Transfer:
         return 1 - self.received / self.sent if self.sent else 1.0
 
 
-def cpu_seconds(stat: str) -> float:
-    """Busy time of the whole machine since it booted, from the text of /proc/stat: user, nice,
-    system, interrupts; neither idle nor stolen by the hypervisor."""
-    user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.split("\n")[0].split()[1:8])
-    return (user + nice + system + irq + softirq) / 100
-
-
-def tcp(here: Lab, address: str, streams: int, seconds: int) -> tuple[float, float]:
+def tcp(
+    here: Lab, address: str, streams: int, how_long: str, *, back: bool = False
+) -> tuple[float, float]:
     """Gbit/s received, and CPU seconds of the whole machine for each GB (10^9 bytes) of it."""
     server = here.right.start("iperf3", "-s", "-1", "-B", address, "--forceflush")
     assert server.stdout is not None
@@ -66,10 +74,12 @@ def tcp(here: Lab, address: str, streams: int, seconds: int) -> tuple[float, flo
         if "listening" in line:
             break
     # cubic, for the default differs between machines.
-    client = ["iperf3", "-c", address, "-C", "cubic", "-P", str(streams), "-t", str(seconds)]
-    before = cpu_seconds(Path("/proc/stat").read_text())
-    output = here.left.run(*client, "-J", timeout=seconds + 20, can_wait=False)
-    used = cpu_seconds(Path("/proc/stat").read_text()) - before
+    client = ["iperf3", "-c", address, "-C", "cubic", "-P", str(streams), how_long]
+    if back:
+        client.append("--reverse")
+    before = cpu_time.machine()
+    output = here.left.run(*client, "-J", timeout=30, can_wait=False)
+    used = cpu_time.machine() - before
     lab.end(server)
     received = json.loads(output)["end"]["sum_received"]
     if not received["bytes"]:
@@ -93,9 +103,9 @@ def percentile(ordered: list[float], percent: float) -> float:
 
 
 @contextmanager
-def sink(here: Lab, address: str) -> Iterator[int]:
-    """The process of a sink on the right node."""
-    process = here.right.start(sys.executable, UDP, "sink", address, str(PORT))
+def sink(node: Node, address: str) -> Iterator[int]:
+    """The process of a sink on the node."""
+    process = node.start(sys.executable, UDP, "sink", address, str(PORT))
     assert process.stdout is not None
     if process.stdout.readline().strip() != "ready":
         raise LabError("the UDP sink did not start")
@@ -108,10 +118,24 @@ def sink(here: Lab, address: str) -> Iterator[int]:
 def transfer(
     here: Lab, address: str, pid: int, *, size: int, rate: int, seconds: float
 ) -> Transfer:
-    """Sends to the sink of process `pid`; `rate` is packets a second, 0: as many as go."""
+    """Sends from the left node to the sink of process `pid`; `rate` is packets a second, 0: as many
+    as go."""
+    return _transfer(here.left, ["send", address], pid, size, rate, seconds)
+
+
+def transfer_between(ends: Sites, pid: int, *, size: int, rate: int, seconds: float) -> Transfer:
+    """The same from site to site."""
+    load = ends.load.address
+    how = ["frames", sites.DEVICE, ends.gateway_mac, load, ends.sink.address]
+    return _transfer(ends.load, how, pid, size, rate, seconds)
+
+
+def _transfer(
+    node: Node, how: list[str], pid: int, size: int, rate: int, seconds: float
+) -> Transfer:
     before = udp.arrived(pid)
-    argv = [sys.executable, UDP, "send", address, str(PORT), str(size), str(rate), str(seconds)]
-    sent = int(here.left.run(*argv, timeout=seconds + 10, can_wait=False))
+    argv = [sys.executable, UDP, *how, str(PORT), str(size), str(rate), str(seconds)]
+    sent = int(node.run(*argv, timeout=seconds + 10, can_wait=False))
     return Transfer(sent, _settled(lambda: udp.arrived(pid)) - before, seconds)
 
 
@@ -124,55 +148,52 @@ def _settled(count: Callable[[], int]) -> int:
             return before
 
 
-def highest_rate(trial: Callable[[int], Transfer], flood: int) -> float:
+def highest_rate(trial: Callable[[int], Transfer], flood: int, steps: int) -> float:
     """The highest rate received, packets a second, with at most ACCEPTED_LOSS. `trial` sends at a
-    rate; searched by halving below `flood`, the rate at which a sender without limit sent."""
-    best, low, high = 0.0, 0, flood
-    for _ in range(SEARCH_STEPS):
-        rate = (low + high) // 2
-        result = trial(rate)
-        if result.loss <= ACCEPTED_LOSS:
-            low, best = rate, max(best, result.received / result.seconds)
+    rate; searched below `flood`, the rate at which a sender without limit sent. A rate has two
+    trials, for one hiccup of the machine loses more than is accepted."""
+    best, low, high = 0.0, flood / _SLOWEST, float(flood)
+    for _ in range(steps):
+        rate = math.sqrt(low * high)
+        for _ in range(2):
+            result = trial(max(1, round(rate)))
+            if result.loss <= ACCEPTED_LOSS:
+                low, best = rate, max(best, result.received / result.seconds)
+                break
         else:
             high = rate
     return best
 
 
-def measure(here: Lab, address: str, durations: Durations) -> Iterator[tuple[str, float]]:
-    """Every measurement of one tunnel, by name, as UNITS has them."""
+def measure(here: Lab, way: Way, ends: Sites, durations: Durations) -> Iterator[tuple[str, float]]:
+    """Every measurement of one way, by name, as MEASUREMENTS has them."""
+    address = way.addresses[1]
     ping(here, address, 50)  # the first one waits for the handshake
     median, high = ping(here, address, durations.pings)
     yield "ping_p50", median
     yield "ping_p99", high
     for streams in (1, 4):
-        rate, cpu = tcp(here, address, streams, durations.tcp)
-        yield f"tcp_{streams}", rate
-        yield f"tcp_{streams}_cpu", cpu
-    with sink(here, address) as pid:
-
-        def send(size: int, rate: int, seconds: float) -> Transfer:
-            return transfer(here, address, pid, size=size, rate=rate, seconds=seconds)
-
-        flood = send(SMALL, 0, durations.flood)
-        yield "udp_64_flood", flood.received / flood.seconds
-        yield (
-            "udp_64_1%_loss",
-            highest_rate(
-                lambda rate: send(SMALL, rate, durations.search), int(flood.sent / flood.seconds)
-            ),
-        )
-        large = send(LARGE, 0, durations.flood)
+        for back in (False, True):
+            rate, cpu = tcp(here, address, streams, durations.tcp, back=back)
+            name = f"tcp_{streams}{'_back' if back else ''}"
+            yield name, rate
+            yield f"{name}_cpu", cpu
+    with sink(here.right, address) as pid:
+        send = partial(transfer, here, address, pid)
+        yield from _small("udp_64", send, durations)
+        large = send(size=LARGE, rate=0, seconds=durations.flood)
         yield "udp_1300_flood", large.received / large.seconds * LARGE * 8 / 1e9
+    with sink(ends.sink, ends.sink.address) as pid:
+        yield from _small("site_64", partial(transfer_between, ends, pid), durations)
 
 
-UNITS = {
-    "ping_p50": "µs",
-    "ping_p99": "µs",
-    "tcp_1": "Gbit/s",
-    "tcp_1_cpu": "CPU s/GB",
-    "tcp_4": "Gbit/s",
-    "tcp_4_cpu": "CPU s/GB",
-    "udp_64_flood": "packets/s",
-    "udp_64_1%_loss": "packets/s",
-    "udp_1300_flood": "Gbit/s",
-}
+def _small(
+    name: str, send: Callable[..., Transfer], durations: Durations
+) -> Iterator[tuple[str, float]]:
+    flood = send(size=SMALL, rate=0, seconds=durations.flood)
+    yield f"{name}_flood", flood.received / flood.seconds
+
+    def trial(rate: int) -> Transfer:
+        return send(size=SMALL, rate=rate, seconds=durations.search)
+
+    yield f"{name}_0.1%_loss", highest_rate(trial, int(flood.sent / flood.seconds), durations.steps)

@@ -11,25 +11,23 @@ from pathlib import Path
 
 from foreground import Foreground, reaches
 from lab import Lab, run
+from way import INSIDE, MTU, Way
 
 CIPHER = "AES-256-GCM"
 PORT = 51823
 INTERFACE = "ovpn0"
-MTU = 1420
-"""With OpenVPN's 24 bytes and UDP's 28 it fits into 1500."""
 
 
 class OpenvpnPair:
     """`up` brings up both ends; the lab takes them down."""
 
-    addresses = ("198.51.100.1", "198.51.100.2")
-    """Inside the tunnel: left, right."""
+    addresses = INSIDE
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.daemons: list[Foreground] = []
 
-    def up(self) -> None:
+    def up(self) -> Way:
         prints = [self._certify(side) for side in (0, 1)]
         for side in (0, 1):
             path = self._path(side, "conf")
@@ -40,6 +38,7 @@ class OpenvpnPair:
         self.daemons[0].wait_for(
             lambda: reaches(self.lab.left, self.addresses[1]), 15, "an answer to a ping"
         )
+        return Way(INSIDE, (INTERFACE, INTERFACE))
 
     def _path(self, side: int, suffix: str) -> Path:
         return self.lab.directory / f"openvpn-{'lr'[side]}.{suffix}"

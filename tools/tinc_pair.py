@@ -13,14 +13,13 @@ from pathlib import Path
 import udp
 from foreground import Foreground, reaches
 from lab import Lab
+from way import INSIDE, MTU, SITES, Way
 
 CIPHER = "aes-128-cbc"
 DIGEST = "sha256"
 MAC_LENGTH = 16
 PORT = 51822
 INTERFACE = "tinc0"
-MTU = 1420
-"""With tinc's 50 bytes at most (18 of headers, padding, MAC) and UDP's 28 it fits into 1500."""
 NAMES = ("left", "right")
 _RSA_BITS = "2048"
 
@@ -28,14 +27,13 @@ _RSA_BITS = "2048"
 class TincPair:
     """`up` brings up both ends; the lab takes them down."""
 
-    addresses = ("198.51.100.1", "198.51.100.2")
-    """Inside the tunnel: left, right."""
+    addresses = INSIDE
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.daemons: tuple[Foreground, ...] = ()
 
-    def up(self) -> None:
+    def up(self) -> Way:
         for side in (0, 1):
             self._configure(side)
         for side in (0, 1):
@@ -49,6 +47,7 @@ class TincPair:
         left = self._start(0)
         self.daemons = (left, right)
         left.wait_for(self._carries_by_udp, 10, "a ping in a UDP datagram")
+        return Way(INSIDE, (INTERFACE, INTERFACE))
 
     def _directory(self, side: int) -> Path:
         return self.lab.directory / f"tinc-{NAMES[side]}"
@@ -65,6 +64,7 @@ class TincPair:
             f"Address = {self.lab.nodes[side].address}",
             f"Port = {PORT}",
             f"Subnet = {self.addresses[side]}/32",
+            f"Subnet = {SITES[side]}",
             f"Cipher = {CIPHER}",
             f"Digest = {DIGEST}",
             f"MACLength = {MAC_LENGTH}",

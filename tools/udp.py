@@ -3,12 +3,16 @@
 
 udp.py send ADDRESS PORT SIZE RATE SECONDS   SIZE bytes of payload; RATE packets a second, 0:
                                              as many as go; prints how many it sent
+udp.py frames DEVICE MAC SOURCE ADDRESS PORT SIZE RATE SECONDS
+                                             the same as Ethernet frames on a device, to this MAC
+                                             address: half of what a UDP socket costs
 udp.py sink ADDRESS PORT                     prints "ready", stays until its input ends
 
 The generator hands the kernel many messages in one sendmmsg(2); iperf3, one at a time, would use up
 a core before the tunnel does. The sink reads nothing: its socket's filter refuses each packet when
 it arrives, after checking its UDP checksum, and the namespace's counters (`arrived`) say how many
-did. So a receiver that must be scheduled is no part of what is measured.
+did. So a receiver that must be scheduled is no part of what is measured. (A device's counters would
+not do: super-packets count as one there, and what BPF redirects to a device as nothing.)
 """
 
 from __future__ import annotations
@@ -27,20 +31,22 @@ PACED_BATCH = 32
 """A quarter of a small ring (256), so that pacing does not overrun it by itself."""
 
 _SO_ATTACH_FILTER = 26
+_SOL_PACKET = 263
+_PACKET_QDISC_BYPASS = 20
 _PR_SET_TIMERSLACK = 29
 
 
 class Sender:
     """`batch` equal messages, sent by one system call."""
 
-    def __init__(self, connected: socket.socket, size: int, batch: int) -> None:
+    def __init__(self, connected: socket.socket, message: bytes, batch: int) -> None:
         self._socket = connected
-        self._payload = ctypes.create_string_buffer(size)
-        self._iovec = Iovec(ctypes.addressof(self._payload), size)
+        self._payload = ctypes.create_string_buffer(message, len(message))
+        self._iovec = Iovec(ctypes.addressof(self._payload), len(message))
         self._messages = (Mmsghdr * batch)()
-        for message in self._messages:
-            message.header.iov = ctypes.pointer(self._iovec)
-            message.header.iov_count = 1
+        for slot in self._messages:
+            slot.header.iov = ctypes.pointer(self._iovec)
+            slot.header.iov_count = 1
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def send(self, count: int) -> int:
@@ -50,11 +56,42 @@ class Sender:
         return max(sent, 0)
 
 
-def send(address: str, port: int, size: int, rate: int, seconds: float) -> int:
-    """Sends for `seconds`; returns the number of messages sent."""
+def udp_sender(address: str, port: int, size: int) -> Sender:
     connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     connected.connect((address, port))
-    sender = Sender(connected, size, BATCH)
+    return Sender(connected, bytes(size), BATCH)
+
+
+def frame_sender(device: str, mac: str, source: str, address: str, port: int, size: int) -> Sender:
+    """Past the device's queue."""
+    bound = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    bound.bind((device, 0))
+    bound.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+    ours: bytes = bound.getsockname()[4]
+    ethernet = bytes.fromhex(mac.replace(":", "")) + ours + b"\x08\x00"
+    return Sender(bound, ethernet + packet(source, address, port, size), BATCH)
+
+
+def packet(source: str, address: str, port: int, size: int) -> bytes:
+    """IPv4 and UDP with their checksums, and `size` zero bytes."""
+    ends = socket.inet_aton(source) + socket.inet_aton(address)
+    udp = struct.pack("!HHH", port, port, 8 + size)
+    pseudo = ends + struct.pack("!HH", socket.IPPROTO_UDP, 8 + size)
+    udp += struct.pack("!H", checksum(pseudo + udp) or 0xFFFF)
+    ip = struct.pack("!BBHHHBB", 0x45, 0, 28 + size, 0, 0, 64, socket.IPPROTO_UDP)
+    return ip + struct.pack("!H", checksum(ip + ends)) + ends + udp + bytes(size)
+
+
+def checksum(words: bytes) -> int:
+    """RFC 1071; of an even number of bytes."""
+    total: int = sum(struct.unpack(f"!{len(words) // 2}H", words))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def send(sender: Sender, rate: int, seconds: float) -> int:
+    """Sends for `seconds`; returns the number of messages sent."""
     end = time.monotonic() + seconds
     if not rate:
         sent = 0
@@ -115,7 +152,11 @@ def arrived(pid: int) -> int:
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["send", address, port, size, rate, seconds]:
-            print(send(address, int(port), int(size), int(rate), float(seconds)))
+            sender = udp_sender(address, int(port), int(size))
+            print(send(sender, int(rate), float(seconds)))
+        case ["frames", device, mac, source, address, port, size, rate, seconds]:
+            sender = frame_sender(device, mac, source, address, int(port), int(size))
+            print(send(sender, int(rate), float(seconds)))
         case ["sink", address, port]:
             sink(address, int(port))
         case _:

@@ -54,7 +54,11 @@ class WireGuardGo:
         configuration: str,
         addresses: Sequence[str],
         mtu: int = 1420,
+        *,
+        binary: str = "wireguard-go",
     ) -> None:
+        """`binary`: wireguard-go, or another program with its command line."""
+        self.binary = binary
         self.namespace = namespace
         """Its name, as `ip netns` has it."""
         self.interface = interface
@@ -86,7 +90,7 @@ class WireGuardGo:
 
     def start(self, timeout: float = 5) -> None:
         self._process = subprocess.Popen(
-            self._enter("wireguard-go", "--foreground", self.interface),
+            self._enter(self.binary, "--foreground", self.interface),
             env={**os.environ, "LOG_LEVEL": "error"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -153,7 +157,7 @@ class WireGuardGo:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.terminate()
                 _, errors = self._process.communicate()
-                raise WireGuardGoError(f"wireguard-go {self.interface}: {errors.strip()}")
+                raise WireGuardGoError(f"{self.binary} {self.interface}: {errors.strip()}")
             time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,40 +16,44 @@ import openvpn_pair
 import tinc_pair
 from foreground import Foreground
 from lab import ROOT, Lab, LabError
-from measure import UNITS
+from measurements import MEASUREMENTS
 from openvpn_pair import OpenvpnPair
 from tinc_pair import TincPair
 
 BENCH = str(ROOT / "tools/bench")
 
-# tinc and OpenVPN have a test of their own, for all at once take too long.
-CANDIDATES = (
-    "ebpfvpn-native",
-    "ebpfvpn-generic",
-    "ebpfvpn-tc",
-    "ebpfvpn-userspace",
-    "wireguard-go",
-    "none",
+
+@pytest.mark.parametrize(
+    ("candidates", "options"),
+    [
+        (("ebpfvpn-native", "ebpfvpn-generic", "ebpfvpn-userspace", "none"), []),
+        (("ebpfvpn-tc", "wireguard-go"), ["--underlay", "super", "--napi-threaded"]),
+        (("ebpfvpn-native", "none"), ["--underlay", "nogro"]),
+    ],
 )
+def test_every_measurement_of_every_path(candidates: Sequence[str], options: list[str]) -> None:
+    header = every_measurement(candidates, *options)
+    kernel = Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert header["settings"]["kernel"] == kernel
 
 
-@pytest.mark.parametrize("options", [[], ["--underlay", "super", "--napi-threaded"]])
-def test_every_measurement_of_every_candidate(options: list[str]) -> None:
-    machine = every_measurement(CANDIDATES, *options)
-    assert machine["kernel"] == Path("/proc/sys/kernel/osrelease").read_text().strip()
+def test_every_measurement_of_peers() -> None:
+    versions = every_measurement(("tinc", "openvpn", "nebula", "fastd"))["versions"]
+    assert versions["tinc"]["cipher"] == "aes-128-cbc, 16 bytes of HMAC-sha256"
+    assert versions["openvpn"]["cipher"] == "AES-256-GCM"
+    assert versions["tinc"]["version"].startswith("1.0.")
+    assert versions["openvpn"]["version"].startswith("2.")
 
 
-def test_every_measurement_of_tinc_and_openvpn() -> None:
-    machine = every_measurement(("tinc", "openvpn"))
-    peers = machine["peers"]
-    assert peers["tinc"]["cipher"] == "aes-128-cbc, 16 bytes of HMAC-sha256"
-    assert peers["openvpn"]["cipher"] == "AES-256-GCM"
-    assert peers["tinc"]["version"].startswith("1.0.")
-    assert peers["openvpn"]["version"].startswith("2.")
+def test_every_measurement_of_a_peer_given_by_its_path() -> None:
+    path = shutil.which("wireguard-go")
+    versions = every_measurement(("other",), "--peer", f"other={path}")["versions"]
+    assert versions["other"]["version"].startswith("wireguard-go v")
+    assert len(versions["other"]["sha256"]) == 16
 
 
 def every_measurement(candidates: Sequence[str], *options: str) -> dict[str, Any]:
-    """A run with one short round; returns what it says of the machine."""
+    """A run with one short round; returns its first line."""
     done = subprocess.run(
         [BENCH, "--quick", "--rounds", "1", *options, *candidates],
         capture_output=True,
@@ -56,13 +61,17 @@ def every_measurement(candidates: Sequence[str], *options: str) -> dict[str, Any
         timeout=110,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    machine: dict[str, Any]
-    machine, *lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
-    measured = {(line["candidate"], line["measurement"]): line["value"] for line in lines}
-    assert set(measured) == {(name, unit) for name in candidates for unit in UNITS}
+    header: dict[str, Any]
+    header, *lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+    measured = {
+        (line["candidate"], line["measurement"]): line["value"]
+        for line in lines
+        if "measurement" in line
+    }
+    assert set(measured) == {(name, what) for name in candidates for what in MEASUREMENTS}
     assert all(value > 0 for value in measured.values()), measured
-    assert all(name in done.stdout.splitlines()[-len(UNITS) - 1] for name in candidates)
-    return machine
+    assert f"| | {' | '.join(candidates)} |" in done.stdout.splitlines()
+    return header
 
 
 def test_openvpn_encrypts_by_the_cipher_that_is_told() -> None:
@@ -90,7 +99,44 @@ def test_daemon_that_does_not_start_says_why() -> None:
         lab.in_lab("reason", body)
 
 
-def test_unknown_candidate() -> None:
-    done = subprocess.run([BENCH, "ipsec"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["ipsec"], "no candidate ipsec: choose from ebpfvpn-native"),
+        (["--underlay", "super", "ebpfvpn-native"], "no super-packets can cross to ebpfvpn-native"),
+        (["--underlay", "nogro", "--napi-threaded"], "--napi-threaded needs GRO"),
+        (["--peer", "new"], "new: give NAME=PATH"),
+        (["--peer", "tinc=/bin/true"], "tinc is the name of a candidate already"),
+        (["--peer", "new=/nowhere"], "/nowhere: there is no such program"),
+        (["--plot", "run.txt"], "--plot run.txt: choose from .svg, .png, .pdf"),
+        (["--profile", "tinc"], "--profile knows no tinc: choose from ebpfvpn-native"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], reason: str) -> None:
+    done = subprocess.run([BENCH, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "no candidate ipsec: choose from ebpfvpn-native" in done.stderr
+    assert reason in done.stderr.splitlines()[-1]
+
+
+def test_tables_of_different_underlays_are_refused(tmp_path: Path) -> None:
+    files = []
+    for underlay in ("gro", "nogro"):
+        files.append(str(tmp_path / underlay))
+        settings = {"underlay": underlay}
+        Path(files[-1]).write_text(json.dumps({"settings": settings, "versions": {}}) + "\n")
+    done = subprocess.run([BENCH, "--table", *files], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"bench: {files[0]} and {files[1]} cannot be compared: "
+        "underlay is gro there and nogro here\n"
+    )
+
+
+def test_a_run_overwrites_no_other(tmp_path: Path) -> None:
+    there = tmp_path / "run"
+    there.touch()
+    done = subprocess.run(
+        [BENCH, "--output", str(there), "none"], capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"bench: {there} exists: each run has a file of its own\n"

@@ -89,7 +89,7 @@ def test_interruption_leaves_nothing(number: signal.Signals, delay: float | None
 
 def test_every_packet_is_counted() -> None:
     def body(here: Lab) -> None:
-        with measure.sink(here, here.right.address) as pid:
+        with measure.sink(here.right, here.right.address) as pid:
             paced = measure.transfer(here, here.right.address, pid, size=64, rate=2000, seconds=0.5)
             assert paced.sent == pytest.approx(1000, rel=0.1)
             assert paced.received == paced.sent
