@@ -60,6 +60,8 @@ class Result:
     retval: int
     data: bytes
     ctx: bytes
+    duration_ns: int
+    """Average of the repetitions."""
 
 
 class Program(Descriptor):
@@ -106,6 +108,7 @@ class Program(Descriptor):
         data: bytes,
         ctx: bytes | None = None,
         *,
+        repeat: int = 1,
         data_size_out: int | None = None,
     ) -> Result:
         """Runs it on a packet, with `ctx` a struct xdp_md or __sk_buff (BPF_PROG_TEST_RUN)."""
@@ -125,10 +128,11 @@ class Program(Descriptor):
             ctx_out=ctypes.addressof(ctx_out) if ctx_out else None,
             ctx_size_in=ctx_size,
             ctx_size_out=ctx_size,
+            repeat=repeat,
         )
         call(f"running {self.name}", "bpf_prog_test_run_opts", self.fd, byref(options))
         ctx_after = ctx_out.raw[: options.ctx_size_out] if ctx_out else b""
-        return Result(options.retval, out.raw[: options.data_size_out], ctx_after)
+        return Result(options.retval, out.raw[: options.data_size_out], ctx_after, options.duration)
 
     def syscall(self, ctx: ctypes.Structure) -> int:
         """Runs a BPF_PROG_TYPE_SYSCALL program, which may write to `ctx`; returns its result."""
