@@ -27,6 +27,8 @@ int set_peer(struct set_peer *to)
 		peer->max_inner = to->max_inner;
 	if (to->fields & SET_TIMESTAMP)
 		__builtin_memcpy(peer->timestamp, to->timestamp, TIMESTAMP_LENGTH);
+	if (to->fields & SET_FLOW_PORTS)
+		peer->flow_ports = to->flow_ports;
 	return 0;
 }
 

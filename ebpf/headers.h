@@ -79,7 +79,7 @@ static __noinline int write_headers(
 			return -1;
 		write_ipv6(ip, o, length);
 	}
-	udp->source = c->listen_port;
+	udp->source = o->local_port;
 	udp->dest = o->remote_port;
 	udp->len = bpf_htons(length);
 	udp->check = 0;

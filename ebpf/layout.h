@@ -48,7 +48,7 @@ struct peer {
 	__u64 last_data_received;
 	__u64 unacknowledged_since; /* first data received after the last packet sent; 0: none */
 	__u8 timestamp[TIMESTAMP_LENGTH]; /* greatest of its initiations, for the next daemon */
-	__u32 reserved;
+	__u32 flow_ports; /* source ports of what is sealed, and of what the peer seals */
 	__u64 replayed; /* dropped: seen already */
 	__u64 late; /* dropped: behind the replay window */
 	__u64 max_lateness; /* packets behind the newest, of what was accepted and what was late */
@@ -147,6 +147,7 @@ enum set_peer_fields {
 	SET_USABLE = 4,
 	SET_MAX_INNER = 8,
 	SET_TIMESTAMP = 16,
+	SET_FLOW_PORTS = 32,
 };
 
 struct set_peer {
@@ -158,7 +159,7 @@ struct set_peer {
 	__u32 max_inner;
 	__u64 expires;
 	__u8 timestamp[TIMESTAMP_LENGTH];
-	__u32 reserved;
+	__u32 flow_ports;
 };
 
 struct wipe_keys {

@@ -27,24 +27,29 @@ static __always_inline __u32 arrival_ifindex(packet_t *packet, const struct conf
 #endif
 }
 
-/* An authenticated packet moves the peer's endpoint (whitepaper section 2.1). */
-static __noinline int roam(packet_t *packet, const struct outer *outer, __u32 peer)
+/* An authenticated packet moves the peer's endpoint (whitepaper section 2.1). Of a peer's flow
+ * ports the first one is its endpoint's. */
+static __noinline int roam(
+	packet_t *packet, const struct outer *outer, __u32 peer, __u32 flow_ports)
 {
 	struct config *c = tunnel_config();
 	struct endpoint *known = bpf_map_lookup_elem(&endpoints, &peer);
 	__u64 remote[2], local[2];
+	__be16 port = outer->remote_port;
 	__u32 ifindex;
 
 	if (!c || !known || outer_addresses(packet, outer, remote, local))
 		return -1;
+	if ((__u32)bpf_ntohs(port) - bpf_ntohs(known->remote_port) < flow_ports)
+		port = known->remote_port;
 	ifindex = arrival_ifindex(packet, c);
 	/* Read without the lock: what is torn by a writer differs, and is then set again. */
-	if (known->remote_port == outer->remote_port && known->ifindex == ifindex &&
+	if (known->remote_port == port && known->ifindex == ifindex &&
 		equal16(known->remote, remote) && equal16(known->local, local))
 		return 0;
 	bpf_spin_lock(&known->lock);
 	known->ifindex = ifindex;
-	known->remote_port = outer->remote_port;
+	known->remote_port = port;
 	copy16(known->remote, remote);
 	copy16(known->local, local);
 	bpf_spin_unlock(&known->lock);
@@ -119,7 +124,7 @@ static __always_inline int strip(
 	__builtin_memcpy(header->mark, c->mark, MAC_LENGTH);
 	header->to = c->tun_ifindex;
 	header->keepalive = 0;
-	header->reserved = 0;
+	header->flow = 0;
 	header->ethertype = ethertype;
 #ifdef HOOK_XDP
 	return XDP_PASS;
@@ -217,7 +222,7 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 	if (!peer)
 		return drop(unknown_index);
 	confirm(peer, session, index);
-	roam(packet, outer, number);
+	roam(packet, outer, number, peer->flow_ports);
 	traffic_received(peer, outer->length, length > 0, now);
 	if (!length)
 		return VERDICT_DROP; /* a keepalive has done all it is for */

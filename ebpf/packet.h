@@ -56,7 +56,7 @@ struct marked_header {
 	__u8 mark[MAC_LENGTH];
 	__u32 to;
 	__u8 keepalive;
-	__u8 reserved;
+	__u8 flow; /* hash of the inner packet's flow */
 	__be16 ethertype;
 } __attribute__((packed));
 

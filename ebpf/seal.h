@@ -120,6 +120,8 @@ static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
 	o->peer = header->to;
 	o->length = o->padded = 0;
 	o->ecn = 0;
+	o->flow = header->flow;
+	o->local_port = c->listen_port;
 	if (header->keepalive)
 		return 0;
 	length = inner_length(ip, packet_end(packet), packet_length(packet) - sizeof(*header));
@@ -147,6 +149,8 @@ static __always_inline int seal_packet(packet_t *packet)
 	peer = bpf_map_lookup_elem(&peers, &o.peer);
 	if (!peer)
 		return drop(no_session);
+	if (peer->flow_ports > 1)
+		o.local_port = bpf_htons(bpf_ntohs(o.local_port) + o.flow % peer->flow_ports);
 	index = peer->current;
 	session = bpf_map_lookup_elem(&sessions, &index);
 	both = bpf_map_lookup_elem(&keys, &index);

@@ -53,8 +53,12 @@ static __always_inline int is_too_big(
 	return segment_length(skb, ip, end) > most;
 }
 
-static __always_inline int to_segmenter(struct __sk_buff *skb, struct config *c, __u32 peer)
+static __always_inline int to_segmenter(
+	struct __sk_buff *skb, struct config *c, __u32 peer, __u32 flow_ports)
 {
+	/* What the sender's socket has, or else of addresses and ports: packets of a flow stay in
+	 * order, as they leave by one port. */
+	__u8 flow = flow_ports > 1 ? bpf_get_hash_recalc(skb) : 0;
 	struct marked_header *header;
 	__be16 ethertype = skb->protocol;
 
@@ -71,7 +75,7 @@ static __always_inline int to_segmenter(struct __sk_buff *skb, struct config *c,
 	__builtin_memcpy(header->mark, c->mark, MAC_LENGTH);
 	header->to = peer;
 	header->keepalive = 0;
-	header->reserved = 0;
+	header->flow = flow;
 	header->ethertype = ethertype;
 	return bpf_redirect(c->outer_ifindex, 0);
 }
@@ -104,7 +108,7 @@ int steer(struct __sk_buff *skb)
 		return pass(pass_no_usable_session);
 	if (is_too_big(skb, peer, ip, end))
 		return pass(pass_too_big);
-	return to_segmenter(skb, c, *number);
+	return to_segmenter(skb, c, *number, peer->flow_ports);
 }
 
 #endif

@@ -64,6 +64,7 @@ class PeerStatus(TypedDict):
     """Packets that the latest one, accepted or not, was behind the newest."""
     persistent_keepalive: int
     """Seconds; 0: off."""
+    flow_ports: int
     sessions: list[SessionStatus]
 
 
@@ -152,6 +153,8 @@ def _peer(peer: PeerStatus, now: float) -> Iterator[str]:
         yield f"  out of order: {dropped}, at most {peer['max_lateness']} packets behind"
     if peer["persistent_keepalive"]:
         yield f"  persistent keepalive: every {_duration(peer['persistent_keepalive'])}"
+    if peer["flow_ports"] > 1:
+        yield f"  flow ports: {peer['flow_ports']}"
     for session in peer["sessions"]:
         yield (
             f"  {session['state']} session: {session['local_index']}, {session['role']}, "

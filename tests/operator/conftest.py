@@ -56,6 +56,7 @@ def status() -> show.Status:
                 "replayed": 12,
                 "max_lateness": 9120,
                 "persistent_keepalive": 25,
+                "flow_ports": 4,
                 "sessions": [
                     {
                         "local_index": 305419896,
@@ -79,6 +80,7 @@ def status() -> show.Status:
                 "replayed": 0,
                 "max_lateness": 0,
                 "persistent_keepalive": 0,
+                "flow_ports": 1,
                 "sessions": [],
             },
         ],

@@ -15,6 +15,7 @@ NEW = {
     "usable": 0,
     "max_inner": 1300,
     "timestamp": octets(bytes(range(12))),
+    "flow_ports": 10,
 }
 FIELDS = {
     layout.SET_CURRENT: {"current", "expires"},
@@ -22,6 +23,7 @@ FIELDS = {
     layout.SET_USABLE: {"usable"},
     layout.SET_MAX_INNER: {"max_inner"},
     layout.SET_TIMESTAMP: {"timestamp"},
+    layout.SET_FLOW_PORTS: {"flow_ports"},
 }
 
 
@@ -35,7 +37,7 @@ def values(peer: layout.Peer | layout.SetPeer) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("fields", range(32))
+@pytest.mark.parametrize("fields", range(64))
 def test_set_peer(tunnel: Tunnel, fields: int) -> None:
     tunnel.change_peer(rx_packets=1, tx_bytes=2, last_sent=3, unacknowledged_since=4)
     before = values(tunnel.peer())
@@ -46,7 +48,7 @@ def test_set_peer(tunnel: Tunnel, fields: int) -> None:
 
 
 def test_set_peer_that_is_gone(tunnel: Tunnel) -> None:
-    to = layout.SetPeer(peer=PEER + 10, fields=31, **NEW)
+    to = layout.SetPeer(peer=PEER + 10, fields=63, **NEW)
     assert tunnel.loaded.programs["set_peer"].syscall(to) == -1
     assert tunnel.loaded.maps["peers"].lookup(number(PEER + 10)) is None
 

@@ -242,6 +242,10 @@ class KernelDatapath:
         to = layout.SetPeer(peer=peer, fields=layout.SET_USABLE, usable=usable)
         self._loaded.programs["set_peer"].syscall(to)
 
+    def set_flow_ports(self, peer: int, count: int) -> None:
+        to = layout.SetPeer(peer=peer, fields=layout.SET_FLOW_PORTS, flow_ports=count)
+        self._loaded.programs["set_peer"].syscall(to)
+
     def set_timestamp(self, peer: int, timestamp: bytes) -> None:
         to = layout.SetPeer(peer=peer, fields=layout.SET_TIMESTAMP, timestamp=octets(timestamp))
         self._loaded.programs["set_peer"].syscall(to)

@@ -11,7 +11,7 @@ import sys
 from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 from ipaddress import IPv4Address, IPv6Address
 
-LAYOUT = 4
+LAYOUT = 5
 """Maps of another number are not read: their tunnel goes on beside ours (generation.py)."""
 
 ADDRESS_LENGTH = 16
@@ -31,6 +31,7 @@ SET_NEXT = 2
 SET_USABLE = 4
 SET_MAX_INNER = 8
 SET_TIMESTAMP = 16
+SET_FLOW_PORTS = 32
 
 Address = IPv4Address | IPv6Address
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -67,7 +68,7 @@ class Peer(Structure):
         ("last_data_received", c_uint64),
         ("unacknowledged_since", c_uint64),
         ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
-        ("reserved", c_uint32),
+        ("flow_ports", c_uint32),
         ("replayed", c_uint64),
         ("late", c_uint64),
         ("max_lateness", c_uint64),
@@ -152,7 +153,7 @@ class SetPeer(Structure):
         ("max_inner", c_uint32),
         ("expires", c_uint64),
         ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
-        ("reserved", c_uint32),
+        ("flow_ports", c_uint32),
     )
 
 
