@@ -65,7 +65,7 @@ def test_the_default_route_through_the_tunnel_does_not_catch_the_tunnel(
         assert f"dev {one.name}" in a.run("ip", "route", "get", FAR)
         assert f"dev {one.name}" in a.run("ip", "route", "get", "8.8.8.8")
         assert f"dev {one.name}" in a.run("ip", "-6", "route", "get", FAR6)
-        assert ping(a, FAR, 5, "-I", INNER[0]) == 5
+        assert ping(a, FAR, 5, source=INNER[0]) == 5
         assert ping(a, FAR6, 5) == 5
         tcp(a, b, FAR)
         # What the main table says more exactly still holds.
@@ -141,7 +141,7 @@ def test_a_restart_with_other_default_routes() -> None:
             one.configure(interface | more, [other.peer("0.0.0.0/0", endpoint=far)])
             one.restart()
             assert f"dev {one.name}" in a.run("ip", "route", "get", FAR)
-            assert ping(a, FAR, 3, "-I", INNER[0]) == 3
+            assert ping(a, FAR, 3, source=INNER[0]) == 3
             assert a.run("ip", "rule").count("\n") == rules.count("\n") + 2
         one.configure(interface, [])
         one.restart()

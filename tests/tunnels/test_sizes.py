@@ -37,8 +37,8 @@ def test_the_mtu_follows_the_underlay(mtu: int) -> None:
         assert one.show()["mtu"] == longest
         for to, headers in ((INNER[1], 28), (INNER6[1], 48)):
             size = longest - headers
-            assert ping(one.ns, to, 3, "-M", "do", "-s", str(size)) == 3
-            assert ping(one.ns, to, 1, "-M", "do", "-s", str(size + 1)) == 0
+            assert ping(one.ns, to, size=size, whole=True) == 3
+            assert ping(one.ns, to, 1, size=size + 1, whole=True) == 0
         for inner in (INNER, INNER6):
             tcp(one.ns, other.ns, inner[1])
             tcp(other.ns, one.ns, inner[0])
@@ -86,7 +86,7 @@ def narrow(one: Node, other: Node, mode: str, outer: tuple[str, str] = OUTER) ->
 def test_senders_are_told_what_fits(mode: str, outer: tuple[str, str]) -> None:
     with underlay(1280) as (a, b), node(a) as one, node(b) as other:
         longest = narrow(one, other, mode, outer)
-        assert ping(a, INNER[1], 3, "-M", "do", "-s", str(longest - 28)) == 3
+        assert ping(a, INNER[1], size=longest - 28, whole=True) == 3
         told = a.run("ping", "-n", "-c", "1", "-W", "3", "-M", "do", "-s", "1380", INNER[1],
                      check=False)  # fmt: skip
         assert f"mtu = {longest}" in told or f"mtu={longest}" in told

@@ -27,6 +27,8 @@ from tunnels.nodes import (
 from tunnels.traces import refuse, traces
 from tunnels.traffic import Numbered, ping, tcp
 
+pytestmark = pytest.mark.alone
+
 NET_ADMIN = ("setpriv", "--bounding-set", "-all,+net_admin")
 NET_ADMIN_AND_BPF = ("setpriv", "--bounding-set", "-all,+net_admin,+bpf,+perfmon")
 NO_BPFFS = ("unshare", "--mount", "sh", "-c", 'umount /sys/fs/bpf && exec "$@"', "sh")
@@ -36,8 +38,6 @@ READ_ONLY_BPFFS = (
 
 NO_LIBBPF = """
 import ctypes
-
-pytestmark = pytest.mark.alone
 real = ctypes.CDLL
 def missing(name, *more, **options):
     if "libbpf" in (name or ""):
