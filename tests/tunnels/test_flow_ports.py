@@ -106,9 +106,9 @@ def test_the_endpoint_stays_where_it_is(mode: str) -> None:
         for _ in range(2):
             for here, there, to in ((one, other, INNER[1]), (other, one, INNER[0])):
                 send_flows(here, there, to)
-            for each, there in ((one, OUTER[1]), (other, OUTER[0])):
+            for each, remote in ((one, OUTER[1]), (other, OUTER[0])):
                 (peer,) = each.show()["peers"]
-                assert peer["endpoint"] == endpoint(there)
+                assert peer["endpoint"] == endpoint(remote)
             other.restart()
         assert "  flow ports: 4\n" in one.command("show", one.name).stdout
 
