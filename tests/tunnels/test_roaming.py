@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from echo import ping
 from netns import Namespace, address
 from tunnels.nodes import (
     INNER,
@@ -21,7 +22,7 @@ from tunnels.nodes import (
     wait_for,
 )
 from tunnels.sniff import Sniffer
-from tunnels.traffic import Numbered, ping
+from tunnels.traffic import Numbered
 
 
 def replace_address(ns: Namespace, old: str, new: str) -> None:
