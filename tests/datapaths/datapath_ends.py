@@ -23,6 +23,7 @@ from ebpfvpn.tun import Tun
 from ebpfvpn.udp import UdpSockets
 from ebpfvpn.userspace.datapath import UserspaceDatapath
 from ebpfvpn.userspace.open import Message
+from echo import ping
 from kernel import nodes
 from kernel.nodes import INNER, INNER6, OUTER, OUTER6, PORT, Node, introduce, read, wait_for
 from netns import Namespace, address, namespace, veth
@@ -100,9 +101,9 @@ class End:
     """Itself, if it is that."""
     node: Node
 
-    def ping(self, target: str, *options: str) -> None:
-        """Raises RuntimeError if one of five is lost."""
-        self.ns.run("ping", "-c", "5", "-i", "0.02", "-W", "2", *options, target)
+    def ping(self, target: str, *, size: int = 56, whole: bool = False) -> None:
+        """Fails the test if one of five is lost. See echo.ping."""
+        assert ping(self.ns, target, 5, size=size, whole=whole) == 5
 
     def ping_in_vain(self, target: str) -> None:
         self.ns.run("ping", "-c", "1", "-W", "0.1", target, check=False)

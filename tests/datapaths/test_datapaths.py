@@ -29,7 +29,7 @@ def test_ping(path: str, outer: tuple[str, str]) -> None:
     with two_ends(path, outer=outer) as (one, other):
         one.ping("10.66.0.2")
         one.ping("fd66::2")
-        other.ping("10.66.0.1", "-s", "1300")
+        other.ping("10.66.0.1", size=1300)
         sent, received = one.datapath.traffic()[PEER], other.datapath.traffic()[PEER]
         assert sent.tx_packets == received.rx_packets == 15
         assert sent.tx_bytes == received.rx_bytes
@@ -39,7 +39,7 @@ def test_ping(path: str, outer: tuple[str, str]) -> None:
 @pytest.mark.parametrize("paths", [("auto", USERSPACE), (USERSPACE, "auto")])
 def test_each_with_the_other(paths: tuple[str, str]) -> None:
     with two_ends(*paths) as (one, other):
-        one.ping("10.66.0.2", "-s", "1392")
+        one.ping("10.66.0.2", size=1392)
         other.ping("fd66::1")
         assert drops(one) == drops(other) == {}
 
@@ -197,7 +197,7 @@ def test_limits_of_the_path_are_told(path: str) -> None:
         assert longest == (1400 - 60) // 16 * 16
         while one.left():
             pass
-        one.ping("10.66.0.2", "-M", "do", "-s", str(longest - 28))
+        one.ping("10.66.0.2", size=longest - 28, whole=True)
         assert one.left() is None
         one.ns.run("ping", "-c", "1", "-W", "0.1", "-M", "do", "-s", str(longest - 27),
                    "10.66.0.2", check=False)  # fmt: skip

@@ -67,7 +67,7 @@ def test_spoke_to_hub_to_spoke(mode: str) -> None:
             for ns in (go_ns, our_ns):
                 ping(ns, f"10.66.0.{HUB}")
             for prefix in ("10.66.0.", "fd66::"):
-                ping(go_ns, f"{prefix}{OURS}", "-s", "4000")
+                ping(go_ns, f"{prefix}{OURS}", size=4000)
                 send_tcp(go_ns, our_ns, f"{prefix}{OURS}", 10_000_000)
                 send_tcp(our_ns, go_ns, f"{prefix}{GO}", 10_000_000)
                 send_tcp(our_ns, hub_ns, f"{prefix}{HUB}", 5_000_000)

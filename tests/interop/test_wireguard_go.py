@@ -141,10 +141,10 @@ def test_sizes(mtu: int) -> None:
             ((4, 28), (6, 48)), ((p.our_ns, 1), (p.their_ns, 0))
         ):
             to = INNER[family][other]
-            ping(ns, to, "-s", str(mtu - headers), "-M", "do")  # exactly one packet
-            ping(ns, to, "-s", "4000")  # fragments inside
+            ping(ns, to, size=mtu - headers, whole=True)  # exactly one packet
+            ping(ns, to, size=4000)  # fragments inside
             for size in (16, 17, 31, 32, 33):  # around the padding
-                ping(ns, to, "-s", str(size), count=1)
+                ping(ns, to, size=size, count=1)
 
 
 @pytest.mark.parametrize("outer", [4, 6])

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from types import TracebackType
 
+import echo
 from netns import Namespace
 
 _NUMBER_LENGTH = 8
@@ -28,16 +28,12 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> float:
     return time.monotonic() - start
 
 
-def ping(ns: Namespace, address: str, *options: str, count: int = 3) -> None:
-    """Fails the test if a single one is not answered within 3 s."""
-    done = subprocess.run(
-        ns.command("ping", "-n", "-c", str(count), "-i", "0.05", "-W", "3", *options, address),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-    )
-    assert " 0% packet loss" in done.stdout, f"{address}: {done.stdout}"
+def ping(
+    ns: Namespace, address: str, *, count: int = 3, size: int = 56, whole: bool = False
+) -> None:
+    """Fails the test if a single one is not answered. See echo.ping."""
+    answered = echo.ping(ns, address, count, interval=0.05, size=size, whole=whole)
+    assert answered == count, f"{address}: {answered} of {count} answered"
 
 
 def send_tcp(sender: Namespace, receiver: Namespace, address: str, size: int = 20_000_000) -> None:

@@ -16,13 +16,9 @@ from ebpfvpn.kernel.attach import AttachMode
 from ebpfvpn.kernel.bpffs import pin_directory
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.keypair import Keypair, Session
+from echo import ping
 from kernel.nodes import INNER, PEER, Node, node, two_nodes, wait_for
 from netns import namespace
-
-
-def ping(one: Node, target: str, *options: str) -> None:
-    """Raises RuntimeError if one of five is lost."""
-    one.ns.run("ping", "-c", "5", "-i", "0.02", "-W", "2", *options, target)
 
 
 def pinned(of: Node, name: str) -> Map:
@@ -54,7 +50,7 @@ def test_a_confirmed_session_puts_an_unconfirmed_one_out_of_the_way() -> None:
 
 def test_retired_session_is_forgotten_with_its_keys() -> None:
     with two_nodes() as (one, _):
-        ping(one, "10.66.0.2")
+        assert ping(one.ns, "10.66.0.2", 5) == 5
         (state,) = one.datapath.sessions()
         keys = pinned(one, "keys")
         assert len(keys.items()) == 1
@@ -67,7 +63,7 @@ def test_retired_session_is_forgotten_with_its_keys() -> None:
 
 def test_remove_peer_leaves_nothing_of_it() -> None:
     with two_nodes() as (one, _):
-        ping(one, "10.66.0.2")
+        assert ping(one.ns, "10.66.0.2", 5) == 5
         one.datapath.remove_peer(PEER)
         assert one.datapath.endpoint(PEER) is None
         for name in ("peers", "sessions", "endpoints", "routes", "allowed_ips4", "allowed_ips6"):

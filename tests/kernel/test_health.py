@@ -17,6 +17,7 @@ from ebpfvpn.kernel.links import Links
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.netlink import Monitor
 from ebpfvpn.tun import alias
+from echo import ping
 from kernel.compiler import compile_bpf
 from kernel.nodes import PEER, PORT, Node, read, two_nodes
 from kernel.test_attach import FOREIGN
@@ -193,7 +194,7 @@ def test_a_refusal_is_told(pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPa
             check(one)
     assert check(one) == [f"{one.name}: segmenter: device missing; put back"]
     one.datapath.set_usable(PEER, True)  # as a daemon does when it has sent what waited
-    one.ns.run("ping", "-c", "3", "-i", "0.02", "-W", "2", "10.66.0.2")
+    assert ping(one.ns, "10.66.0.2") == 3
 
 
 def test_left_out_packets_queue_up_while_there_is_no_segmenter(

@@ -12,6 +12,7 @@ import pytest
 
 from ebpfvpn.kernel import bpffs
 from ebpfvpn.kernel.map import Map
+from echo import ping
 from tunnels.nodes import (
     INNER,
     PORT,
@@ -19,7 +20,7 @@ from tunnels.nodes import (
     pair,
     wait_for,
 )
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 pytestmark = pytest.mark.alone
 

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from ebpfvpn.staged import PER_PEER
+from echo import ping
 from netns import Namespace
 from tunnels.nodes import (
     INNER,
@@ -22,7 +23,7 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
-from tunnels.traffic import ping, udp_socket
+from tunnels.traffic import udp_socket
 
 
 def burst(a: Namespace, b: Namespace, inner: tuple[str, str], count: int) -> list[int]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from echo import ping
 from kernel.compiler import compile_bpf
 from netns import Namespace
 from tunnels.nodes import INNER, introduce, node, underlay, wait_for
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 pytestmark = pytest.mark.alone
 

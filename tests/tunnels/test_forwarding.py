@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from netns import Namespace, address, namespace
 from tunnels.nodes import INNER, OUTER, PORT, Node, connect, endpoint, introduce, node, underlay
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 CLIENT = "172.16.1.2"
 SERVER = "172.16.2.2"

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from echo import ping
 from tunnels.nodes import INNER, pair
-from tunnels.traffic import ping
 
 _SECONDS = 5
 

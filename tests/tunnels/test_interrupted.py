@@ -10,8 +10,8 @@ import pytest
 
 from ebpfvpn.kernel import attach, bpffs, layout, leftovers, sessions
 from ebpfvpn.kernel.map import Map
+from echo import ping
 from tunnels.nodes import INNER, PINS, PORT, RUN, Node, node, pair, underlay
-from tunnels.traffic import ping
 
 
 def die(*_: object) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from netns import Namespace, address, namespace
 from tunnels.nodes import INNER, INNER6, MODES, connect, introduce, node, wait_for
-from tunnels.traffic import ping, tcp, udp_socket
+from tunnels.traffic import tcp, udp_socket
 
 OUTER = ("fe80::1", "fe80::2")
 ENDPOINTS = (f"{OUTER[0]}%under0", f"{OUTER[1]}%under0")

@@ -14,6 +14,7 @@ import pytest
 
 from both_paths import in_userspace
 from ebpfvpn.netlink import Netlink, Queue
+from echo import family, ping
 from netns import address, namespace
 from tunnels.nodes import (
     INNER,
@@ -29,7 +30,6 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
-from tunnels.traffic import family, ping
 
 QUEUES: dict[str, Any] = {"SendBuffer": 300_000, "RecvBuffer": 5_000_000, "TxQueueLen": 77}
 INITIATION = struct.pack("<I", 1) + bytes(144)

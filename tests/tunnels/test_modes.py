@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from netns import Namespace
 from tunnels.nodes import INNER, INNER6, MODES, OUTER, OUTER6, introduce, node, pair, underlay
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 
 def all_traffic(a: Namespace, b: Namespace, inner: tuple[str, str]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ebpfvpn import keys
 from ebpfvpn.userspace.datapath import OWN_REASONS
+from echo import ping
 from tunnels.nodes import INNER, INNER6, OUTER, PORT, pair
-from tunnels.traffic import ping
 
 COUNTED_ELSEWHERE = {
     "daemon_send_failed",

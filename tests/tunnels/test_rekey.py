@@ -7,8 +7,9 @@ import time
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from tunnels.nodes import INNER, Node, introduce, node, underlay, wait_for
-from tunnels.traffic import Numbered, ping
+from tunnels.traffic import Numbered
 
 pytestmark = pytest.mark.alone
 

@@ -6,8 +6,8 @@ import pytest
 
 from ebpfvpn.kernel import window
 from ebpfvpn.kernel.map import Map
+from echo import ping
 from tunnels.nodes import INNER, MODES, pair
-from tunnels.traffic import ping
 
 
 @pytest.mark.parametrize("mode", MODES)

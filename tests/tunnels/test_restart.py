@@ -16,6 +16,7 @@ from ebpfvpn import keys
 from ebpfvpn.kernel import hooks, layout
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.program import Program
+from echo import ping
 from netns import address, namespace
 from tunnels import versions
 from tunnels.nodes import (
@@ -35,7 +36,7 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
-from tunnels.traffic import Numbered, ping
+from tunnels.traffic import Numbered
 
 pytestmark = pytest.mark.alone
 

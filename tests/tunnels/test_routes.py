@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from echo import ping
 from netns import Namespace, address, namespace
 from tunnels.nodes import (
     INNER,
@@ -20,7 +21,7 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
-from tunnels.traffic import ping, tcp
+from tunnels.traffic import tcp
 
 FAR = "203.0.113.9"
 FAR6 = "2001:db8:9::9"

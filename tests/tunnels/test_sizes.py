@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from netns import address, namespace
 from tunnels.nodes import (
     INNER,
@@ -24,7 +25,7 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
-from tunnels.traffic import Numbered, ping, tcp, udp_socket
+from tunnels.traffic import Numbered, tcp, udp_socket
 
 _IP_MTU_DISCOVER, _PMTUDISC_DO, _PMTUDISC_DONT = 10, 2, 0
 _IP_MTU, _IPV6_MTU, _IPV6_MTU_DISCOVER = 14, 24, 23

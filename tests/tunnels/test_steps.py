@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from echo import ping
 from kernel.compiler import compile_bpf
 from netns import address, namespace
 from tunnels.nodes import (
@@ -24,7 +25,7 @@ from tunnels.nodes import (
 )
 from tunnels.test_damage import damaged, directory, gro, remove_pins, repairs, run, said
 from tunnels.test_foreign import FOREIGN, xdp_id
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 pytestmark = pytest.mark.alone
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from echo import ping
 from netns import Namespace
 from tunnels.nodes import INNER, OUTER, Node, introduce, node, underlay, wait_for
-from tunnels.traffic import Numbered, ping
+from tunnels.traffic import Numbered
 
 
 class Supervisor:

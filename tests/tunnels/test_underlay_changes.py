@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from netns import Namespace, address, namespace
 from tunnels.nodes import (
     INNER,
@@ -20,7 +21,7 @@ from tunnels.nodes import (
     underlay,
     wait_for,
 )
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 
 @pytest.mark.parametrize("outer", [OUTER, OUTER6], ids=["outer4", "outer6"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from both_paths import in_userspace
+from echo import ping
 from netns import namespace
 from tunnels.nodes import (
     INNER,
@@ -29,7 +30,6 @@ from tunnels.nodes import (
     wait_for,
 )
 from tunnels.traces import refuse, traces
-from tunnels.traffic import ping
 
 
 @contextlib.contextmanager

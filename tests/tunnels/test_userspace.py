@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from echo import ping
 from netns import namespace
 from tunnels.nodes import (
     INNER,
@@ -25,7 +26,7 @@ from tunnels.nodes import (
     wait_for,
 )
 from tunnels.traces import refuse, traces
-from tunnels.traffic import Numbered, ping, tcp
+from tunnels.traffic import Numbered, tcp
 
 pytestmark = pytest.mark.alone
 

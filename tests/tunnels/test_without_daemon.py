@@ -13,9 +13,10 @@ import pytest
 
 from ebpfvpn.kernel import layout
 from ebpfvpn.kernel.map import Map
+from echo import ping
 from netns import Namespace
 from tunnels.nodes import INNER, INNER6, MODES, frozen, pair, wait_for
-from tunnels.traffic import Numbered, ping, tcp, udp_socket
+from tunnels.traffic import Numbered, tcp, udp_socket
 
 
 @pytest.mark.parametrize("mode", MODES)
