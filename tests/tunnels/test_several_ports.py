@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from both_paths import in_userspace
+from echo import family, ping
 from tunnels.nodes import (
     INNER,
     INNER6,
@@ -21,7 +22,7 @@ from tunnels.nodes import (
     underlay,
 )
 from tunnels.sniff import Sniffer
-from tunnels.traffic import family, ping, udp_socket
+from tunnels.traffic import udp_socket
 
 PORTS = 4
 FLOWS = 64
