@@ -27,6 +27,7 @@ struct config {
 	__u32 inner_ifindex; /* the segmenter's end where `seal` is; tc `open` sends to it */
 	__u32 mtu; /* of the TUN: padding stops there */
 	__u32 fwmark;
+	__u32 seals_in_threads; /* the segmenter: beside the sender, not in its time */
 };
 
 /* By peer number. The daemon writes public_key and flags; the rest changes under the programs. */
@@ -52,6 +53,9 @@ struct peer {
 	__u64 replayed; /* dropped: seen already */
 	__u64 late; /* dropped: behind the replay window */
 	__u64 max_lateness; /* packets behind the newest, of what was accepted and what was late */
+	__u64 heavy_until; /* light.h: until then every packet goes by the segmenter */
+	__u64 looked; /* when it was asked whether there are many, */
+	__u64 packets_then; /* and tx_packets at that time */
 };
 
 /* By local index. No secrets here. */

@@ -7,6 +7,7 @@
 #include "grow.h"
 #include "headers.h"
 #include "inner.h"
+#include "light.h"
 #include "outgoing.h"
 #include "send_counter.h"
 #include "traffic.h"
@@ -133,7 +134,8 @@ static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
 	return 0;
 }
 
-static __always_inline int seal_packet(packet_t *packet)
+/* segmenter: the device to which a packet goes that cannot be sealed here; 0: it is there. */
+static __always_inline int seal_packet(packet_t *packet, __u32 segmenter)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct session_keys *both;
@@ -172,6 +174,11 @@ static __always_inline int seal_packet(packet_t *packet)
 #ifdef HOOK_XDP
 	if (o.too_long)
 		return seal_in_tc();
+#else
+	if (o.too_long && segmenter) {
+		make_heavy(peer, now); /* nothing overtakes it */
+		return bpf_redirect(segmenter, 0);
+	}
 #endif
 	verdict = grow(packet, &o);
 	if (verdict != GROWN)

@@ -21,7 +21,7 @@ int seal_tc(struct __sk_buff *packet)
 {
 	if (bpf_skb_pull_data(packet, packet->len))
 		return drop(helper_failed);
-	return seal_packet(packet);
+	return seal_packet(packet, 0);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

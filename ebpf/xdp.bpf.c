@@ -16,7 +16,7 @@ int open_xdp(struct xdp_md *packet)
 SEC("xdp")
 int seal_xdp(struct xdp_md *packet)
 {
-	return seal_packet(packet);
+	return seal_packet(packet, 0);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

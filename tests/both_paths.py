@@ -28,6 +28,7 @@ KERNEL_ALONE = {
     "tunnels/test_interrupted.py::test_a_port_of_a_dispatcher": _PINS,
     "tunnels/test_interrupted.py::test_a_removal": _PINS,
     "tunnels/test_interrupted.py::test_a_start_beside_an_older_generation": _PINS,
+    "tunnels/test_light_traffic.py": _PROGRAMS,
     "tunnels/test_losses.py::test_a_device_that_is_gone_has_no_queue": _NO_PATH,
     "tunnels/test_losses.py::test_the_choice_of_a_datapath_survives_a_restart": (
         "in test_userspace.py too"

@@ -6,7 +6,7 @@ import pytest
 
 from ebpfvpn.kernel import layout
 from ebpfvpn.kernel.layout import number, octets
-from rows.tunnel import LOCAL_INDEX, PEER, RECEIVE_KEY, SEND_KEY, Tunnel
+from rows.tunnel import HEAVY_FOR, LOCAL_INDEX, PEER, RECEIVE_KEY, SEND_KEY, Tunnel, now
 
 NEW = {
     "current": 7,
@@ -45,6 +45,17 @@ def test_set_peer(tunnel: Tunnel, fields: int) -> None:
     assert tunnel.loaded.programs["set_peer"].syscall(to) == 0
     named = {name for flag, names in FIELDS.items() if fields & flag for name in names}
     assert values(tunnel.peer()) == before | {name: values(to)[name] for name in named}
+
+
+def test_first_packets_are_not_overtaken(tunnel: Tunnel) -> None:
+    """They go by the segmenter, and so does what is sent in the next moment."""
+    for usable in (0, 1):
+        tunnel.change_peer(usable=0, heavy_until=0)
+        before = now()
+        to = layout.SetPeer(peer=PEER, fields=layout.SET_USABLE, usable=usable)
+        assert tunnel.loaded.programs["set_peer"].syscall(to) == 0
+        until = tunnel.peer().heavy_until
+        assert before + HEAVY_FOR <= until <= now() + HEAVY_FOR if usable else until == 0
 
 
 def test_set_peer_that_is_gone(tunnel: Tunnel) -> None:

@@ -46,6 +46,7 @@ class Config(Structure):
         ("inner_ifindex", c_uint32),
         ("mtu", c_uint32),
         ("fwmark", c_uint32),
+        ("seals_in_threads", c_uint32),
     )
 
 
@@ -72,6 +73,9 @@ class Peer(Structure):
         ("replayed", c_uint64),
         ("late", c_uint64),
         ("max_lateness", c_uint64),
+        ("heavy_until", c_uint64),
+        ("looked", c_uint64),
+        ("packets_then", c_uint64),
     )
 
 
