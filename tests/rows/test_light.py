@@ -1,5 +1,5 @@
-"""Which traffic is light, so that `steer` seals it itself. (How, is test_seal_here.py's: what comes out
-here is nonsense, for a test run takes an inner packet's first bytes for Ethernet.)"""
+"""Which traffic is light, so that `steer` seals it itself. (How, is test_seal_here.py's: what comes
+out here is nonsense, for a test run takes an inner packet's first bytes for Ethernet.)"""
 
 from __future__ import annotations
 

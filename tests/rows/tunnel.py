@@ -160,8 +160,8 @@ class Tunnel:
         return self.loaded.programs[program].test_run(packet, ctx)
 
     def set_up(self) -> None:
-        """One peer that may send ALLOWED, with a session and an IPv4 endpoint but no route; what goes
-        to it goes by the segmenter."""
+        """One peer that may send ALLOWED, with a session and an IPv4 endpoint but no route. What we
+        send it goes by the segmenter."""
         for name in ("sessions", "keys", "windows", "endpoints", "routes", "peers"):
             self._clear(name)
         for name in ("allowed_ips4", "allowed_ips6"):
