@@ -55,6 +55,7 @@ KERNEL_ALONE = {
     "tunnels/test_roaming.py::test_roaming_needs_no_daemon": _ALONE,
     "tunnels/test_routes.py::test_the_default_route_through_the_tunnel_does_not_catch_the_tunnel"
     "[strict]": "only programs can mark what comes, which the filter asks for; there is a warning",
+    "tunnels/test_several_ports.py::test_one_receive_queue_is_shared": _PROGRAMS,
     "tunnels/test_soak_cases.py": _SOAK,
     "tunnels/test_steps.py": _PROGRAMS,
     "tunnels/test_supervisor.py": _KILLED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 
 import pytest
@@ -112,6 +113,39 @@ def test_the_endpoint_stays_where_it_is(mode: str) -> None:
                 assert peer["endpoint"] == endpoint(remote)
             other.restart()
         assert "  flow ports: 4\n" in one.command("show", one.name).stdout
+
+
+def rps_cpus(one: Node) -> int:
+    """Of under0."""
+    script = "mount -t sysfs sysfs /sys && cat /sys/class/net/under0/queues/rx-0/rps_cpus"
+    return int(one.ns.run("unshare", "--mount", "sh", "-c", script).replace(",", ""), 16)
+
+
+def test_one_receive_queue_is_shared() -> None:
+    """From FlowPorts in the file to the device; and none, none again."""
+    several = len(os.sched_getaffinity(0)) > 1
+    mode = "tc" if several else "native"
+    with underlay() as (a, b), node(a) as one, node(b) as other:
+        introduce(one, other)
+        one.up()
+        other.up()
+        assert ping(a, INNER[1]) == 3
+        assert one.device()["open"] == mode
+        assert ("RPS shares its one receive queue" in one.device()["reason"]) == several
+        assert (rps_cpus(one) != 0) == several
+        send_flows(other, one, INNER[0])
+        text = one.path.read_text().replace(f"FlowPorts = {PORTS}", "FlowPorts = 1")
+        one.path.write_text(text)
+        one.restart()
+        assert (one.device()["open"], rps_cpus(one)) == ("native", 0)
+        one.path.write_text(text.replace("FlowPorts = 1", f"FlowPorts = {PORTS}"))
+        one.kill()
+        one.up()
+        assert (one.device()["open"], rps_cpus(one)) == (mode, rps_cpus(other))
+        send_flows(one, other, INNER[1])
+        for each in (one, other):
+            each.down()
+            assert rps_cpus(each) == 0
 
 
 def test_from_programs_to_the_userspace_path() -> None:

@@ -8,6 +8,7 @@ A device's directory on bpffs says who is there, for tunnels of all processes:
 
     @NETNS-IFINDEX/tunnel-NAME%0/  generation 0 of the tunnel NAME is attached
     @NETNS-IFINDEX/clsact/         the device's clsact qdisc was made by a tunnel
+    @NETNS-IFINDEX/rps...          see rps.py
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from ebpfvpn.kernel import bpffs, dispatcher, hooks
+from ebpfvpn.failures import logged
+from ebpfvpn.kernel import bpffs, dispatcher, hooks, rps
 from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.hooks import Filter
@@ -94,13 +96,17 @@ class Attachment:
     reason: str
     redirect: bool
     """`seal` in XDP may redirect to it."""
+    rps: bool = False
+    """Its one receive queue is shared among CPUs, which is better than XDP."""
 
 
 def attach(
-    netlink: Netlink, tunnel: Tunnel, programs: Programs, link: Link, mode: AttachMode
-) -> Attachment:
+    netlink: Netlink, tunnel: Tunnel, programs: Programs, link: Link, mode: AttachMode,
+    *, flow_ports: bool,
+) -> Attachment:  # fmt: skip
     """Never fails: at worst messages go through the UDP socket, and the reason says why. What an
-    earlier daemon attached is replaced without a gap."""
+    earlier daemon attached is replaced without a gap. `flow_ports`: messages come from several
+    ports, so that CPUs can share them."""
     if link.mac is None or link.loopback:
         return Attachment(link.ifindex, link.name, "socket", "no Ethernet device", False)
     refusals: list[str] = []
@@ -109,7 +115,8 @@ def attach(
         directory = _directory(link.ifindex)
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / tunnel.marker).mkdir(exist_ok=True)
-        for candidate in ATTACH_MODES[1:] if mode == "auto" else (mode,):
+        shared = flow_ports and _share(directory, tunnel, link, mode, refusals)
+        for candidate in _candidates(mode, shared):
             try:
                 if candidate == "tc":
                     _attach_tc(tunnel, programs, link.ifindex)
@@ -122,10 +129,39 @@ def attach(
                 kind = "tc" if candidate == "tc" else f"{candidate} XDP"
                 reason = error.reason if isinstance(error, BpfError) else str(error)
                 refusals.append(f"{kind} refused: {reason}")
+        shared = shared and chosen == "tc"
+        if not shared:
+            _stop_sharing(directory, tunnel, link.ifindex)
         _take_away_unused(netlink, tunnel, link.ifindex, chosen)
     reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
+    if shared:
+        reason += ", RPS shares its one receive queue"
     redirect = chosen == "native" and takes_redirect(link)
-    return Attachment(link.ifindex, link.name, chosen, reason, redirect)
+    return Attachment(link.ifindex, link.name, chosen, reason, redirect, shared)
+
+
+def _candidates(mode: AttachMode, shared: bool) -> tuple[AttachMode, ...]:
+    """In their order. XDP comes before RPS, so that one CPU would decrypt everything."""
+    if mode != "auto":
+        return (mode,)
+    return ("tc", "native", "generic") if shared else ATTACH_MODES[1:]
+
+
+def _share(
+    directory: Path, tunnel: Tunnel, link: Link, mode: AttachMode, refusals: list[str]
+) -> bool:
+    if mode not in ("auto", "tc"):
+        return False
+    try:
+        return rps.share(directory, link.name, tunnel.marker)
+    except OSError as error:
+        refusals.append(f"RPS refused: {error}, so one CPU receives for all flow ports")
+        return False
+
+
+def _stop_sharing(directory: Path, tunnel: Tunnel, ifindex: int) -> None:
+    with logged("RPS, which nobody needs any more, stays on"):
+        rps.stop(directory, ifindex, tunnel.marker)
 
 
 def free_for_native(tunnel: Tunnel, ifindex: int) -> None:
@@ -146,6 +182,11 @@ def marks(tunnel: Tunnel, attachment: Attachment) -> set[str]:
     return {tunnel.marker, dispatcher.port_mark(tunnel.listen_port), *dispatcher.PINS}
 
 
+def lasting(names: set[str]) -> set[str]:
+    """Of a device's directory: what says how the device was before any tunnel."""
+    return {name for name in names if name == CLSACT or name.startswith(rps.WRITTEN)}
+
+
 def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
     """Takes the tunnel off a device, and with the last tunnel all that tunnels put there. A
     device that is gone is forgotten."""
@@ -155,6 +196,7 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
         finally:
             # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
             _detach_filters(ifindex, tunnel)
+        _stop_sharing(_directory(ifindex), tunnel, ifindex)
         _leave(netlink, tunnel.marker, ifindex)
 
 

@@ -32,7 +32,7 @@ class Ways:
 
     def __init__(
         self, loaded: Object, netlink: Netlink, tunnel: Tunnel, programs: Programs, mtu: int,
-        fwmark: int, mode: AttachMode,
+        fwmark: int, mode: AttachMode, *, flow_ports: bool,
     ) -> None:  # fmt: skip
         self._endpoints = loaded.maps["endpoints"]
         self._routes = loaded.maps["routes"]
@@ -43,6 +43,7 @@ class Ways:
         self._mtu = mtu
         self._fwmark = fwmark
         self.mode: AttachMode = mode
+        self._flow_ports = flow_ports
         self._links: dict[int, Link] = {}
         self._neighbours: Neighbours = {}
         self._neighbours_known = 0.0
@@ -202,9 +203,16 @@ class Ways:
     def _attach(self, ifindex: int) -> None:
         link = self._links.get(ifindex)
         if link is not None and ifindex not in self.attachments:
-            self.attachments[ifindex] = attach.attach(
-                self._netlink, self.tunnel, self.programs, link, self.mode
-            )
+            self.attach(link)
+
+    def attach(self, link: Link) -> Attachment:
+        """Also again, for what is better now, or gone."""
+        found = attach.attach(
+            self._netlink, self.tunnel, self.programs, link, self.mode,
+            flow_ports=self._flow_ports,
+        )  # fmt: skip
+        self.attachments[link.ifindex] = found
+        return found
 
     def _entry(self, way: Way) -> bytes:
         attachment = self.attachments[way.link.ifindex]
