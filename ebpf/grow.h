@@ -80,7 +80,7 @@ static __always_inline int clear_padding(packet_t *packet, const struct outgoing
 
 /* Makes room for headers before the inner packet, padding and tag behind it: GROWN, or the
  * verdict. */
-static __noinline int grow(packet_t *packet, const struct outgoing *o)
+static __always_inline int grow(packet_t *packet, const struct outgoing *o)
 {
 	__u32 wanted = ETH_HLEN + o->padded + TAG_LENGTH, had = packet_length(packet);
 

@@ -57,7 +57,7 @@ static __always_inline int encrypt(
 	return append_tag(packet, o, tag);
 }
 
-static __noinline struct route *find_route(const struct outgoing *o)
+static __always_inline struct route *find_route(const struct outgoing *o)
 {
 	struct route_key key;
 
@@ -116,7 +116,7 @@ static __always_inline int send_up(void)
 #endif
 
 /* Whose packet it is, and how long. */
-static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
+static __always_inline int parse_frame(packet_t *packet, struct outgoing *o)
 {
 	struct marked_header *header = packet_data(packet);
 	struct config *c = tunnel_config();
