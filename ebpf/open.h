@@ -196,7 +196,7 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 	__u64 now = bpf_ktime_get_boot_ns();
 	__u32 number = session->peer;
 	enum replay_verdict verdict;
-	__u64 tag[2], theirs[2];
+	__u64 tag[2], theirs[2], *end;
 	struct peer *peer;
 
 	if (!both || !window)
@@ -205,9 +205,12 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 		return drop(expired_receive);
 	verdict = replay_check(window, session->receive_highest, counter);
 	if (verdict == REPLAY_NEW) {
-		if (packet_load(packet, inner + length, theirs, sizeof(theirs)) ||
-			aead_crypt(packet, inner, length, (struct chacha20_key *)both->receive,
-				counter, OPEN, tag, NULL))
+		end = packet_at(packet, inner + length, sizeof(theirs));
+		if (!end)
+			return drop(malformed_message);
+		copy16(theirs, end);
+		if (aead_crypt(packet, inner, length, (struct chacha20_key *)both->receive, counter,
+			    OPEN, tag, NULL))
 			return drop(malformed_message);
 		if ((tag[0] ^ theirs[0]) | (tag[1] ^ theirs[1]))
 			return drop(bad_tag);
@@ -252,6 +255,18 @@ static __always_inline enum parsed parse_arrival(packet_t *packet, struct outer 
 	return parsed;
 }
 
+/* A packet that was not made linear yet may have its message elsewhere. */
+static __always_inline int load_message(
+	packet_t *packet, const struct outer *outer, struct message_data *message)
+{
+	struct message_data *here = packet_at(packet, outer->message, sizeof(*here));
+
+	if (!here)
+		return packet_load(packet, outer->message, message, sizeof(*message));
+	*message = *here;
+	return 0;
+}
+
 /* Data messages of this tunnel are opened; everything else is passed, and the filter of the
  * daemon's socket (accept.h) counts what is wrong with it. */
 static __always_inline int open_packet(packet_t *packet)
@@ -276,8 +291,7 @@ static __always_inline int open_packet(packet_t *packet)
 		return VERDICT_PASS;
 #endif
 	if (outer.length < MESSAGE_OVERHEAD || outer.length > MAX_INNER + MESSAGE_OVERHEAD ||
-		packet_load(packet, outer.message, &message, sizeof(message)) ||
-		message.type != MESSAGE_DATA)
+		load_message(packet, &outer, &message) || message.type != MESSAGE_DATA)
 		return VERDICT_PASS;
 	session = bpf_map_lookup_elem(&sessions, &message.receiver);
 	if (!session)

@@ -31,26 +31,34 @@ static __always_inline int read_endpoint(struct outgoing *o)
 	return o->remote_port ? 0 : -1;
 }
 
-/* Encrypts, appends the tag and fills the UDP checksum. */
+/* Appends the tag and fills the UDP checksum. */
+static __noinline int append_tag(packet_t *packet, const struct outgoing *o, const __u64 tag[2])
+{
+	__u32 at = ETH_HLEN + headers_length(o);
+	struct udphdr *udp = packet_at(packet, at - MESSAGE_HEADER - sizeof(*udp), sizeof(*udp));
+	__u64 *end = packet_at(packet, at + o->padded, TAG_LENGTH);
+	__u16 check;
+
+	if (!udp || !end)
+		return -1;
+	copy16(end, tag);
+	check = ~fold(o->sum + LOW(tag[0]) + HIGH(tag[0]) + LOW(tag[1]) + HIGH(tag[1]));
+	udp->check = check ? check : 0xffff; /* zero means none, which IPv6 receivers drop */
+	return 0;
+}
+
 static __always_inline int encrypt(
 	packet_t *packet, const struct session_keys *both, struct outgoing *o)
 {
-	__u32 at = ETH_HLEN + headers_length(o);
-	__u64 tag[2], text_sum;
-	__u16 check;
+	__u64 tag[2];
 
-	if (aead_crypt(packet, at, o->padded, (const struct chacha20_key *)both->send, o->counter,
-		    SEAL, tag, &text_sum) ||
-		packet_store(packet, at + o->padded, tag, sizeof(tag)))
+	if (aead_crypt(packet, ETH_HLEN + headers_length(o), o->padded,
+		    (const struct chacha20_key *)both->send, o->counter, SEAL, tag, &o->sum))
 		return -1;
-	check = ~fold(o->sum + text_sum + LOW(tag[0]) + HIGH(tag[0]) + LOW(tag[1]) + HIGH(tag[1]));
-	if (!check)
-		check = 0xffff; /* zero means none, which IPv6 receivers drop */
-	at -= MESSAGE_HEADER + sizeof(struct udphdr) - offsetof(struct udphdr, check);
-	return packet_store(packet, at, &check, sizeof(check));
+	return append_tag(packet, o, tag);
 }
 
-static __noinline struct route *find_route(const struct outgoing *o)
+static __always_inline struct route *find_route(const struct outgoing *o)
 {
 	struct route_key key;
 
@@ -109,7 +117,7 @@ static __always_inline int send_up(void)
 #endif
 
 /* Whose packet it is, and how long. */
-static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
+static __always_inline int parse_frame(packet_t *packet, struct outgoing *o)
 {
 	struct marked_header *header = packet_data(packet);
 	struct config *c = tunnel_config();
