@@ -2,7 +2,7 @@
 /* ChaCha20-Poly1305 (RFC 8439 section 2.8) without additional data over a part of a packet, in
  * place and in one pass.
  *
- * The work on a block is in global functions: the verifier walks through each of them once, and
+ * The work on blocks is in global functions: the verifier walks through each of them once, and
  * not once per block of the longest packet; and their stack is free again for the next. */
 #ifndef EBPFVPN_AEAD_H
 #define EBPFVPN_AEAD_H
@@ -15,6 +15,9 @@
 /* An inner packet of a jumbo frame: 9001 less IPv4, UDP, message header and tag. */
 #define MAX_INNER 8921
 #define MAX_BLOCKS (MAX_INNER / CHACHA20_BLOCK)
+
+/* Of a call: with one block, the calls were a twentieth of the time; with 32 little more is won. */
+#define BLOCKS_AT_ONCE 8
 
 enum direction { SEAL, OPEN };
 
@@ -75,6 +78,18 @@ static __always_inline int aead_block(
 	return 0;
 }
 
+static __always_inline int aead_blocks(packet_t *packet, struct aead *a,
+	const struct chacha20_key *key, __u32 count, enum direction direction)
+{
+	__u32 i;
+
+	for (i = 0; i < BLOCKS_AT_ONCE && i < count; i++) {
+		if (aead_block(packet, a, key, direction))
+			return -1;
+	}
+	return 0;
+}
+
 /* The last 1 to 63 bytes, through a copy: there need not be a whole block in the packet. */
 static __always_inline int aead_tail_xor(
 	packet_t *packet, struct aead *a, const struct chacha20_key *key, __u64 length)
@@ -111,14 +126,16 @@ AEAD_GLOBAL aead_start(struct aead *a, const struct chacha20_key *key, __u64 cou
 	return 0;
 }
 
-AEAD_GLOBAL aead_seal_block(packet_t *packet, struct aead *a, const struct chacha20_key *key)
+AEAD_GLOBAL aead_seal_blocks(
+	packet_t *packet, struct aead *a, const struct chacha20_key *key, __u32 count)
 {
-	return a && key ? aead_block(packet, a, key, SEAL) : -1;
+	return a && key ? aead_blocks(packet, a, key, count, SEAL) : -1;
 }
 
-AEAD_GLOBAL aead_open_block(packet_t *packet, struct aead *a, const struct chacha20_key *key)
+AEAD_GLOBAL aead_open_blocks(
+	packet_t *packet, struct aead *a, const struct chacha20_key *key, __u32 count)
 {
-	return a && key ? aead_block(packet, a, key, OPEN) : -1;
+	return a && key ? aead_blocks(packet, a, key, count, OPEN) : -1;
 }
 
 AEAD_GLOBAL aead_xor(packet_t *packet, struct aead *a, const struct chacha20_key *key, __u64 length)
@@ -144,9 +161,9 @@ static __always_inline int aead_crypt(packet_t *packet, __u32 offset, __u32 leng
 
 	if (aead_start(&a, key, counter, offset))
 		return -1;
-	for (i = 0; i < MAX_BLOCKS && i < blocks; i++) {
-		if (direction == SEAL ? aead_seal_block(packet, &a, key)
-				      : aead_open_block(packet, &a, key))
+	for (i = 0; i < MAX_BLOCKS && i < blocks; i += BLOCKS_AT_ONCE) {
+		if (direction == SEAL ? aead_seal_blocks(packet, &a, key, blocks - i)
+				      : aead_open_blocks(packet, &a, key, blocks - i))
 			return -1;
 	}
 	rest = length % CHACHA20_BLOCK;
