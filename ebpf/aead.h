@@ -2,7 +2,7 @@
 /* ChaCha20-Poly1305 (RFC 8439 section 2.8) without additional data over a part of a packet, in
  * place and in one pass.
  *
- * The work on a block is in global functions: the verifier walks through each of them once, and
+ * The work on blocks is in global functions: the verifier walks through each of them once, and
  * not once per block of the longest packet; and their stack is free again for the next. */
 #ifndef EBPFVPN_AEAD_H
 #define EBPFVPN_AEAD_H
@@ -15,6 +15,9 @@
 /* An inner packet of a jumbo frame: 9001 less IPv4, UDP, message header and tag. */
 #define MAX_INNER 8921
 #define MAX_BLOCKS (MAX_INNER / CHACHA20_BLOCK)
+
+/* Of a call: with one block, the calls were a twentieth of the time; with 32 little more is won. */
+#define BLOCKS_AT_ONCE 8
 
 enum direction { SEAL, OPEN };
 
@@ -55,6 +58,18 @@ static __always_inline int aead_block(
 	a->offset += CHACHA20_BLOCK;
 	if (direction == SEAL)
 		aead_authenticate(a, text);
+	return 0;
+}
+
+static __always_inline int aead_blocks(packet_t *packet, struct aead *a,
+	const struct chacha20_key *key, __u32 count, enum direction direction)
+{
+	if (count > BLOCKS_AT_ONCE)
+		count = BLOCKS_AT_ONCE;
+	for (; count; count--) {
+		if (aead_block(packet, a, key, direction))
+			return -1;
+	}
 	return 0;
 }
 
@@ -112,14 +127,16 @@ AEAD_GLOBAL aead_stream(struct aead *a, const struct chacha20_key *key)
 	return 0;
 }
 
-AEAD_GLOBAL aead_seal_block(packet_t *packet, struct aead *a, const struct chacha20_key *key)
+AEAD_GLOBAL aead_seal_blocks(
+	packet_t *packet, struct aead *a, const struct chacha20_key *key, __u32 count)
 {
-	return a && key ? aead_block(packet, a, key, SEAL) : -1;
+	return a && key ? aead_blocks(packet, a, key, count, SEAL) : -1;
 }
 
-AEAD_GLOBAL aead_open_block(packet_t *packet, struct aead *a, const struct chacha20_key *key)
+AEAD_GLOBAL aead_open_blocks(
+	packet_t *packet, struct aead *a, const struct chacha20_key *key, __u32 count)
 {
-	return a && key ? aead_block(packet, a, key, OPEN) : -1;
+	return a && key ? aead_blocks(packet, a, key, count, OPEN) : -1;
 }
 
 AEAD_GLOBAL aead_seal_tail(packet_t *packet, struct aead *a, __u64 length)
@@ -149,9 +166,9 @@ static __always_inline int aead_crypt(packet_t *packet, __u32 offset, __u32 leng
 	poly1305_init(&a.poly, a.stream[0], a.stream[1]);
 	a.pad[0] = a.stream[2];
 	a.pad[1] = a.stream[3];
-	for (i = 0; i < MAX_BLOCKS && i < blocks; i++) {
-		if (direction == SEAL ? aead_seal_block(packet, &a, key)
-				      : aead_open_block(packet, &a, key))
+	for (i = 0; i < MAX_BLOCKS && i < blocks; i += BLOCKS_AT_ONCE) {
+		if (direction == SEAL ? aead_seal_blocks(packet, &a, key, blocks - i)
+				      : aead_open_blocks(packet, &a, key, blocks - i))
 			return -1;
 	}
 	rest = length % CHACHA20_BLOCK;

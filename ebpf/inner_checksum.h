@@ -74,10 +74,10 @@ static __always_inline int find_transport(struct __sk_buff *skb, struct transpor
 static __noinline int sum_segment(struct __sk_buff *skb, const struct transport *t, __u64 *sum)
 {
 	__u32 at = t->at, rest = t->length;
-	__u64 some[8], total = 0;
+	__u64 some[4], total = 0;
 	int i;
 
-	for (i = 0; i < MAX_BLOCKS && rest > sizeof(some); i++) {
+	for (i = 0; i < MAX_INNER / sizeof(some) && rest > sizeof(some); i++) {
 		if (packet_load(skb, at, some, sizeof(some)))
 			return -1;
 		total += words_sum(some, sizeof(some) / 4);

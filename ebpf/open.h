@@ -196,7 +196,7 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 	__u64 now = bpf_ktime_get_boot_ns();
 	__u32 number = session->peer;
 	enum replay_verdict verdict;
-	__u64 tag[2], theirs[2], *end;
+	__u64 tag[2], *theirs;
 	struct peer *peer;
 
 	if (!both || !window)
@@ -205,12 +205,11 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 		return drop(expired_receive);
 	verdict = replay_check(window, session->receive_highest, counter);
 	if (verdict == REPLAY_NEW) {
-		end = packet_at(packet, inner + length, sizeof(theirs));
-		if (!end)
-			return drop(malformed_message);
-		copy16(theirs, end);
 		if (aead_crypt(packet, inner, length, (struct chacha20_key *)both->receive, counter,
 			    OPEN, tag, NULL))
+			return drop(malformed_message);
+		theirs = packet_at(packet, inner + length, TAG_LENGTH);
+		if (!theirs)
 			return drop(malformed_message);
 		if ((tag[0] ^ theirs[0]) | (tag[1] ^ theirs[1]))
 			return drop(bad_tag);
