@@ -91,7 +91,7 @@ struct window_geometry {
 
 /* By peer number: where the peer was last heard, and at which of our addresses. */
 struct endpoint {
-	struct bpf_spin_lock lock; /* it is read and written whole */
+	struct bpf_spin_lock lock; /* it is written whole */
 	__u32 ifindex;
 	__u8 remote[ADDRESS_LENGTH];
 	__u8 local[ADDRESS_LENGTH]; /* all zero: the kernel's choice */

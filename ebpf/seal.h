@@ -21,12 +21,13 @@ static __always_inline int read_endpoint(struct outgoing *o)
 
 	if (!e)
 		return -1;
-	bpf_spin_lock(&e->lock);
+	/* Without the lock: where a writer is at it, remote and local may be no pair that `routes`
+	 * knows, or the port an older one. A message is lost in the moment in which a peer moves.
+	 */
 	o->ifindex = e->ifindex;
 	o->remote_port = e->remote_port;
 	copy16(o->remote, e->remote);
 	copy16(o->local, e->local);
-	bpf_spin_unlock(&e->lock);
 	o->is_v4 = o->remote[0] == 0 && LOW(o->remote[1]) == bpf_htonl(0xffff);
 	return o->remote_port ? 0 : -1;
 }
