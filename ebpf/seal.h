@@ -68,9 +68,8 @@ static __always_inline struct route *find_route(const struct outgoing *o)
 	return bpf_map_lookup_elem(&routes, &key);
 }
 
-#ifdef HOOK_XDP
-static __always_inline int send_away(
-	packet_t *packet, const struct outgoing *o, const struct route *route)
+/* Past the kernel's own routing. */
+static __always_inline int send_to_neighbour(packet_t *packet, const struct route *route)
 {
 	struct ethhdr *eth = packet_data(packet);
 	__u8 *ip = (void *)(eth + 1);
@@ -82,17 +81,23 @@ static __always_inline int send_away(
 	eth->h_proto = *ip >> 4 == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	return bpf_redirect(route->ifindex, 0);
 }
-#else
+
+#ifndef HOOK_XDP
+static __always_inline void set_mark(packet_t *packet)
+{
+	struct config *c = tunnel_config();
+
+	packet->mark = c ? c->fwmark : 0;
+}
+
 static __always_inline int send_away(
 	packet_t *packet, const struct outgoing *o, const struct route *route)
 {
 	struct bpf_redir_neigh next_hop = {};
-	struct config *c = tunnel_config();
 	__u32 ifindex = o->ifindex;
 
 	/* The kernel knows how to reach a neighbour that is not resolved yet; without a route
 	 * from the daemon it also looks that up, by the mark. */
-	packet->mark = c ? c->fwmark : 0;
 	if (!route)
 		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 	ifindex = route->ifindex;
@@ -184,7 +189,8 @@ static __always_inline int seal_packet(packet_t *packet, __u32 segmenter)
 	if (o.too_long)
 		return seal_in_tc();
 #else
-	if (o.too_long && segmenter) {
+	/* The inner route is on the packet still: it must not be one that waits for a neighbour. */
+	if (segmenter && (o.too_long || !route || ~route->flags & ROUTE_NEIGHBOUR)) {
 		make_heavy(peer, now); /* nothing overtakes it */
 		return bpf_redirect(segmenter, 0);
 	}
@@ -200,11 +206,14 @@ static __always_inline int seal_packet(packet_t *packet, __u32 segmenter)
 	if (write_headers(packet, session, &o) || encrypt(packet, both, &o))
 		return drop(helper_failed);
 	traffic_sent(peer, MESSAGE_OVERHEAD + o.padded, o.length > 0, now);
-#ifndef HOOK_XDP
+#ifdef HOOK_XDP
+	return send_to_neighbour(packet, route);
+#else
 	if (o.too_long)
 		return send_up();
+	set_mark(packet);
+	return segmenter ? send_to_neighbour(packet, route) : send_away(packet, &o, route);
 #endif
-	return send_away(packet, &o, route);
 }
 
 #endif

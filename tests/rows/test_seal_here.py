@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ebpfvpn.kernel.layout import ROUTE_XDP
 from rows import packets
 from rows.packets import ethernet, ipv4, ipv6, pad
 from rows.tunnel import (
@@ -147,6 +148,18 @@ def test_the_segmenter_gets_what_is_too_long_for_the_way(tunnel: Tunnel) -> None
         retval("seal_tc", Verdict.GO), marked(PEER, whole + ROOM)
     )  # fmt: skip
     assert tunnel.session().send_counter == 0
+    assert tunnel.peer().heavy_until > now()
+
+
+@pytest.mark.parametrize("flags", [None, ROUTE_XDP])
+def test_the_segmenter_gets_what_has_no_neighbour(tunnel: Tunnel, flags: int | None) -> None:
+    """From there the kernel finds it."""
+    if flags is not None:
+        tunnel.set_route(4, flags=flags)
+    tunnel.change_peer(heavy_until=0)
+    frame = marked(PEER, packet(4, packets.ICMP, bytes(64)) + ROOM)
+    result = tunnel.run("seal_frame_here", frame)
+    assert (result.retval, result.data) == (retval("seal_tc", Verdict.GO), frame)
     assert tunnel.peer().heavy_until > now()
 
 
