@@ -56,7 +56,7 @@ SIZES = (92, 1420)
 FLOWS = 4
 """In the tunnel, as in ebpf/tests/arrivals.bpf.c."""
 PORTS = (1, FLOWS)
-PASSES = 40
+PASSES = 16
 WINDOW = 64
 """Of all flows the segmenter's ring, 256, could hold them."""
 _BATCH = 32
