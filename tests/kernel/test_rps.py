@@ -187,6 +187,20 @@ def test_cannot_be_written(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @several_cpus
+def test_what_is_known_of_it_is_put_back(ns: Namespace) -> None:
+    with node(ns, flow_ports=2) as one:
+        use(one)
+        ns.call(one.datapath.check)
+        before = marks(ns)
+        directory = bpffs.device_directory(ns.call(bpffs.netns_inode), ns.ifindex(DEVICE))
+        for name in before:
+            (directory / name).rmdir()
+        assert ns.call(one.datapath.check) == [f"{DEVICE}: pins missing; put back (tc)"]
+        assert (marks(ns), mask(ns)) == (before, ALL)
+    assert (mask(ns), marks(ns)) == (0, [])
+
+
+@several_cpus
 def test_device_that_vanishes(ns: Namespace) -> None:
     with node(ns, flow_ports=2) as one:
         use(one)
