@@ -11,7 +11,7 @@ import sys
 from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 from ipaddress import IPv4Address, IPv6Address
 
-LAYOUT = 5
+LAYOUT = 6
 """Maps of another number are not read: their tunnel goes on beside ours (generation.py)."""
 
 ADDRESS_LENGTH = 16
