@@ -55,6 +55,7 @@ KERNEL_ALONE = {
     "tunnels/test_routes.py::test_the_default_route_through_the_tunnel_does_not_catch_the_tunnel"
     "[strict]": "only programs can mark what comes, which the filter asks for; there is a warning",
     "tunnels/test_soak_cases.py": _SOAK,
+    "tunnels/test_spread.py": _PROGRAMS,
     "tunnels/test_steps.py": _PROGRAMS,
     "tunnels/test_supervisor.py": _KILLED,
     "tunnels/test_underlay_changes.py::test_the_attach_mode_is_shared_by_two_tunnels": _PROGRAMS,

@@ -15,11 +15,11 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from ebpfvpn.kernel import bpffs, dispatcher, hooks
+from ebpfvpn.kernel import bpffs, cpumap, dispatcher, hooks
 from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.hooks import Filter
@@ -94,6 +94,8 @@ class Attachment:
     reason: str
     redirect: bool
     """`seal` in XDP may redirect to it."""
+    may_spread: bool = False
+    """`open` may hand messages to other CPUs."""
 
 
 def attach(
@@ -124,8 +126,16 @@ def attach(
                 refusals.append(f"{kind} refused: {reason}")
         _take_away_unused(netlink, tunnel, link.ifindex, chosen)
     reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
-    redirect = chosen == "native" and takes_redirect(link)
-    return Attachment(link.ifindex, link.name, chosen, reason, redirect)
+    found = Attachment(link.ifindex, link.name, chosen, reason, False)
+    return look_again(found, link) if chosen == "native" else found
+
+
+def look_again(native: Attachment, link: Link) -> Attachment:
+    """What the device can do may have changed."""
+    return replace(
+        native, device=link.name, redirect=takes_redirect(link),
+        may_spread=cpumap.may_spread(link.ifindex),
+    )  # fmt: skip
 
 
 def free_for_native(tunnel: Tunnel, ifindex: int) -> None:

@@ -192,7 +192,7 @@ class Devices:
         if not missing and before.open == "generic":
             attach.free_for_native(self._tunnel, ifindex)
         after = attach.attach(self._netlink, self._tunnel, self._programs, link, self._mode)
-        self._ways.attachments[ifindex] = after
+        self._ways.attached(after)
         if attach.CLSACT in watched.marks and after.open != "socket":
             (_directory(ifindex) / attach.CLSACT).mkdir(exist_ok=True)
         self._note(watched, after)
