@@ -89,6 +89,21 @@ struct window_geometry {
 #define WINDOW_ORDER 9
 #define WINDOW_BYTES (sizeof(__u64) << WINDOW_ORDER)
 
+/* The CPUs that open messages (cpumap.h): set anew before loading. */
+#define MOST_CPUS 8
+
+struct cpu_list {
+	__u32 count;
+	__u32 cpus[MOST_CPUS];
+};
+
+/* By ifindex, of devices whose messages other CPUs may open: what came lately. */
+struct spread {
+	__u64 since; /* from then on bytes are counted */
+	__u64 bytes; /* in long messages */
+	__u64 busy_until; /* 0: it is not */
+};
+
 /* By peer number: where the peer was last heard, and at which of our addresses. */
 struct endpoint {
 	struct bpf_spin_lock lock; /* it is written whole */

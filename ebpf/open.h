@@ -4,6 +4,9 @@
 #define EBPFVPN_OPEN_H
 
 #include "aead.h"
+#ifdef HOOK_XDP
+#include "cpumap.h"
+#endif
 #include "inner.h"
 #include "outer.h"
 #include "replay.h"
@@ -267,8 +270,8 @@ static __always_inline int load_message(
 }
 
 /* Data messages of this tunnel are opened; everything else is passed, and the filter of the
- * daemon's socket (accept.h) counts what is wrong with it. */
-static __always_inline int open_packet(packet_t *packet)
+ * daemon's socket (accept.h) counts what is wrong with it. `here`: by this CPU in any case. */
+static __always_inline int open_packet(packet_t *packet, int here)
 {
 	struct message_data message;
 	struct session *session;
@@ -295,6 +298,10 @@ static __always_inline int open_packet(packet_t *packet)
 	session = bpf_map_lookup_elem(&sessions, &message.receiver);
 	if (!session)
 		return VERDICT_PASS;
+#ifdef HOOK_XDP
+	if (!here && hand_over(packet, &outer))
+		return XDP_REDIRECT;
+#endif
 	if (linearize(packet))
 		return drop(helper_failed);
 	return open_message(packet, &outer, session, message.receiver, message.counter);

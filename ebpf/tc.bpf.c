@@ -12,7 +12,7 @@
 SEC("tc")
 int open_tc(struct __sk_buff *packet)
 {
-	return open_packet(packet);
+	return open_packet(packet, 1);
 }
 
 /* tc ingress of the segmenter's inner end: what seal_xdp passed. */

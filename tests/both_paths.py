@@ -57,6 +57,7 @@ KERNEL_ALONE = {
     "[strict]": "only programs can mark what comes, which the filter asks for; there is a warning",
     "tunnels/test_several_ports.py::test_one_receive_queue_is_shared": _PROGRAMS,
     "tunnels/test_soak_cases.py": _SOAK,
+    "tunnels/test_spread.py": _PROGRAMS,
     "tunnels/test_steps.py": _PROGRAMS,
     "tunnels/test_supervisor.py": _KILLED,
     "tunnels/test_underlay_changes.py::test_the_attach_mode_is_shared_by_two_tunnels": _PROGRAMS,

@@ -31,7 +31,7 @@ from results import emit
 
 SIDES = ("left", "right")
 OUTWARDS = ("steer", "seal_xdp", "seal_tc")
-INWARDS = ("dispatch", "open_xdp", "open_tc", "deliver", "deliver_generic")
+INWARDS = ("dispatch", "open_xdp", "open_cpu", "open_tc", "deliver", "deliver_generic")
 """`dispatch` includes open_xdp, which it tail-calls."""
 
 Counts = dict[tuple[int, str], Runs]

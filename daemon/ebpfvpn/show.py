@@ -15,6 +15,9 @@ class DeviceStatus(TypedDict):
     """How `open` is attached: native, generic or tc."""
     seal: str
     """How sealed packets leave: xdp or tc."""
+    spread: int
+    """Among how many CPUs messages are shared out while many come; 0: whichever they arrive at
+    opens them."""
     reason: str
     """Why so."""
 
@@ -132,6 +135,8 @@ def _interface(status: Status) -> Iterator[str]:
     yield f"  path: {datapath['path']}, {datapath['reason']} (process {status['pid']})"
     for device in datapath["devices"]:
         modes = f"open {device['open']}, seal {device['seal']}"
+        if device["spread"]:
+            modes += ", spread over CPUs when busy"
         yield f"    {device['name']}: {modes} ({device['reason']})"
     if "pins" in datapath:
         yield f"  maps: {datapath['pins']}"

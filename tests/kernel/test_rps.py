@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpfvpn.endpoint import Endpoint
-from ebpfvpn.kernel import bpffs, leftovers, rps, sysfs
+from ebpfvpn.kernel import bpffs, cpumap, leftovers, rps, sysfs
 from ebpfvpn.kernel.attach import AttachMode
 from kernel.nodes import OUTER, PEER, Node, node
 from netns import Namespace, address, namespace, veth
@@ -27,6 +27,7 @@ HERE, THERE = (each.partition("/")[0] for each in OUTER)
 ALL = rps.online(Path("/sys/devices/system/cpu/online").read_text())
 FLOWS = 32
 
+CPU_MAP_CPUS = cpumap.usable_cpus()
 several_cpus = pytest.mark.skipif(ALL.bit_count() < 2, reason="RPS shares among several CPUs")
 
 
@@ -75,6 +76,20 @@ def use(one: Node) -> dict[str, str]:
 )
 def test_online(cpus: str, mask: int) -> None:
     assert rps.online(cpus) == mask
+
+
+@pytest.fixture(autouse=True)
+def no_cpu_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before Linux 6.15."""
+    monkeypatch.setattr(cpumap, "usable_cpus", list)
+
+
+@pytest.mark.skipif(not CPU_MAP_CPUS, reason="its CPU maps do not join packets")
+def test_where_a_cpu_map_shares(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpumap, "usable_cpus", lambda: CPU_MAP_CPUS)
+    with node(ns, flow_ports=2) as one:
+        assert use(one)["open"] == "native"
+        assert (mask(ns), marks(ns)) == (0, [])
 
 
 @given(st.integers(0, 2**300))

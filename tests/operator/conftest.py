@@ -38,7 +38,20 @@ def status() -> show.Status:
             "path": "kernel",
             "reason": "first choice",
             "devices": [
-                {"name": "eth7", "open": "tc", "seal": "tc", "reason": "MTU 9001 is above 3498"}
+                {
+                    "name": "eth7",
+                    "open": "tc",
+                    "seal": "tc",
+                    "spread": 0,
+                    "reason": "MTU 9001 is above 3498",
+                },
+                {
+                    "name": "eth8",
+                    "open": "native",
+                    "seal": "xdp",
+                    "spread": 4,
+                    "reason": "first choice",
+                },
             ],
             "pins": f"/sys/fs/bpf/ebpfvpn/{name}",
         },

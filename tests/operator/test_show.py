@@ -16,6 +16,7 @@ interface: wg7
   queues: send 104.00 KiB, receive 4.00 MiB, TUN 1000 packets
   path: kernel, first choice (process 4321)
     eth7: open tc, seal tc (MTU 9001 is above 3498)
+    eth8: open native, seal xdp, spread over CPUs when busy (first choice)
   maps: /sys/fs/bpf/ebpfvpn/wg7
 
 peer: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=

@@ -8,7 +8,7 @@ import functools
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address, ip_network
@@ -331,10 +331,12 @@ def pins() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def tunnel(replay_window: int = REPLAY_WINDOW) -> Iterator[Tunnel]:
-    """A tunnel's programs, and `dispatch` with its maps."""
+def tunnel(replay_window: int = REPLAY_WINDOW, cpus: Sequence[int] = ()) -> Iterator[Tunnel]:
+    """A tunnel's programs, and `dispatch` with its maps. `cpus`: as told to the programs."""
     with pins() as directory:
-        loaded = objects.load_tunnel(directory, peers=4, xdp=True, replay_window=replay_window)
+        loaded = objects.load_tunnel(
+            directory, peers=4, xdp=True, replay_window=replay_window, cpus=cpus
+        )
         dispatcher = objects.load(objects.BPF / "dispatch.bpf.o", pin_root=directory)
         sizes = {name: map_.max_entries for name, map_ in loaded.maps.items()}
         here = objects.load(

@@ -16,12 +16,12 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 from ebpfvpn.failures import logged
-from ebpfvpn.kernel import bpffs, dispatcher, hooks, rps
+from ebpfvpn.kernel import bpffs, cpumap, dispatcher, hooks, rps
 from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.hooks import Filter
@@ -98,6 +98,8 @@ class Attachment:
     """`seal` in XDP may redirect to it."""
     rps: bool = False
     """Its one receive queue is shared among CPUs, which is better than XDP."""
+    may_spread: bool = False
+    """`open` may hand messages to other CPUs."""
 
 
 def attach(
@@ -136,12 +138,12 @@ def attach(
     reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
     if shared:
         reason += ", RPS shares its one receive queue"
-    redirect = chosen == "native" and takes_redirect(link)
-    return Attachment(link.ifindex, link.name, chosen, reason, redirect, shared)
+    found = Attachment(link.ifindex, link.name, chosen, reason, False, shared)
+    return look_again(found, link) if chosen == "native" else found
 
 
 def _candidates(mode: AttachMode, shared: bool) -> tuple[AttachMode, ...]:
-    """In their order. XDP comes before RPS, so that one CPU would decrypt everything."""
+    """In their order. Where RPS shares, XDP comes too early: one CPU would decrypt everything."""
     if mode != "auto":
         return (mode,)
     return ("tc", "native", "generic") if shared else ATTACH_MODES[1:]
@@ -152,6 +154,8 @@ def _share(
 ) -> bool:
     if mode not in ("auto", "tc"):
         return False
+    if mode == "auto" and cpumap.usable_cpus() and cpumap.may_spread(link.ifindex):
+        return False  # native XDP does it by itself, while the device is busy
     try:
         return rps.share(directory, link.name, tunnel.marker)
     except OSError as error:
@@ -162,6 +166,14 @@ def _share(
 def _stop_sharing(directory: Path, tunnel: Tunnel, ifindex: int) -> None:
     with logged("RPS, which nobody needs any more, stays on"):
         rps.stop(directory, ifindex, tunnel.marker)
+
+
+def look_again(native: Attachment, link: Link) -> Attachment:
+    """What the device can do may have changed."""
+    return replace(
+        native, device=link.name, redirect=takes_redirect(link),
+        may_spread=cpumap.may_spread(link.ifindex),
+    )  # fmt: skip
 
 
 def free_for_native(tunnel: Tunnel, ifindex: int) -> None:

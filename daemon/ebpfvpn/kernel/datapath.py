@@ -155,6 +155,7 @@ class KernelDatapath:
                 reason += f"; seal: {self._sealing.reason}"
             devices.append(
                 {"name": attachment.device, "open": attachment.open, "seal": seal, "reason": reason}
+                | {"spread": self._ways.spread[attachment.ifindex]}
             )
         return {"path": "kernel", "devices": devices, "pins": str(self._generation.pins)}
 

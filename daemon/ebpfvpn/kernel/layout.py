@@ -11,13 +11,14 @@ import sys
 from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 from ipaddress import IPv4Address, IPv6Address
 
-LAYOUT = 6
+LAYOUT = 7
 """Maps of another number are not read: their tunnel goes on beside ours (generation.py)."""
 
 ADDRESS_LENGTH = 16
 KEY_LENGTH = 32
 MAC_LENGTH = 6
 TIMESTAMP_LENGTH = 12
+MOST_CPUS = 8
 
 ROUTE_NEIGHBOUR = 1
 ROUTE_XDP = 2
@@ -102,6 +103,20 @@ class WindowGeometry(Structure):
     _fields_ = (("size", c_uint32), ("order", c_uint32))
 
 
+class CpuList(Structure):
+    _fields_ = (("count", c_uint32), ("cpus", c_uint32 * MOST_CPUS))
+
+
+class Spread(Structure):
+    _fields_ = (("since", c_uint64), ("bytes", c_uint64), ("busy_until", c_uint64))
+
+
+class CpuEntry(Structure):
+    """The kernel's struct bpf_cpumap_val: an entry of `cpus`."""
+
+    _fields_ = (("queue", c_uint32), ("program", c_uint32))
+
+
 class Endpoint(Structure):
     _fields_ = (
         ("lock", c_uint32),
@@ -173,6 +188,8 @@ STRUCTURES: dict[str, type[Structure]] = {
     "session": Session,
     "session_keys": SessionKeys,
     "window_geometry": WindowGeometry,
+    "cpu_list": CpuList,
+    "spread": Spread,
     "endpoint": Endpoint,
     "route_key": RouteKey,
     "route": Route,
