@@ -229,7 +229,7 @@ DIES = """
 import sys
 sys.path[:0] = sys.argv[3:]
 from kernel.test_rps import *
-with node(Namespace(sys.argv[1]), name=sys.argv[2], flow_ports=2) as one:
+with node(Namespace(sys.argv[1]), name=sys.argv[2], mode="tc", flow_ports=2) as one:
     use(one)
     print(flush=True)
     sys.stdin.read()

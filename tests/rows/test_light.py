@@ -26,6 +26,7 @@ LIGHT_PACKETS = 64 * 2000
 
 
 def is_light(tunnel: Tunnel, *, gso_size: int = 0) -> bool:
+    tunnel.set_route(4)
     ctx = sk_buff(gso_size=gso_size, gso_segments=2 if gso_size else 0)
     result = tunnel.run("steer", PACKET, ctx)
     assert result.retval == retval("steer", Verdict.GO)
