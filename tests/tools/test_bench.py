@@ -29,7 +29,7 @@ MTU = 1420
 @pytest.mark.parametrize(
     ("candidates", "options"),
     [
-        (("ebpfvpn-native", "ebpfvpn-generic", "ebpfvpn-userspace", "none"), []),
+        (("ebpfvpn-native", "ebpfvpn-tc", "ebpfvpn-userspace", "none"), []),
         (("ebpfvpn-tc", "wireguard-go"), ["--underlay", "super", "--napi-threaded"]),
         (("ebpfvpn-native", "none"), ["--underlay", "nogro"]),
         (("ebpfvpn-tc", "ebpfvpn-userspace", "none"), ["--underlay", "jumbo"]),

@@ -28,6 +28,7 @@ from ebpfvpn.kernel.hooks import Filter
 from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.program import Program
+from ebpfvpn.kernel.segmenter import XDP_MTU
 from ebpfvpn.netlink import Link, Netlink
 
 AttachMode = Literal["auto", "native", "generic", "tc"]
@@ -118,7 +119,7 @@ def attach(
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / tunnel.marker).mkdir(exist_ok=True)
         shared = flow_ports and _share(directory, tunnel, link, mode, refusals)
-        for candidate in _candidates(mode, shared):
+        for candidate in _candidates(mode, shared, link.mtu):
             try:
                 if candidate == "tc":
                     _attach_tc(tunnel, programs, link.ifindex)
@@ -142,11 +143,15 @@ def attach(
     return look_again(found, link) if chosen == "native" else found
 
 
-def _candidates(mode: AttachMode, shared: bool) -> tuple[AttachMode, ...]:
+def _candidates(mode: AttachMode, shared: bool, mtu: int) -> tuple[AttachMode, ...]:
     """In their order. Where RPS shares, XDP comes too early: one CPU would decrypt everything."""
     if mode != "auto":
         return (mode,)
-    return ("tc", "native", "generic") if shared else ATTACH_MODES[1:]
+    if shared:
+        return ("tc", "native", "generic")
+    # Generic XDP has no GRO behind it; tc has, on the segmenter. Where one packet fills a page
+    # there is little else to be said for it.
+    return ("native", "tc", "generic") if mtu > XDP_MTU else ATTACH_MODES[1:]
 
 
 def _share(
