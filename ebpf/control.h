@@ -5,6 +5,7 @@
 #ifndef EBPFVPN_CONTROL_H
 #define EBPFVPN_CONTROL_H
 
+#include "light.h"
 #include "maps.h"
 
 SEC("syscall")
@@ -21,12 +22,18 @@ int set_peer(struct set_peer *to)
 		peer->expires = to->expires;
 		peer->current = to->current;
 	}
-	if (to->fields & SET_USABLE)
+	if (to->fields & SET_USABLE) {
+		/* What the daemon has sent by the segmenter comes first. */
+		if (to->usable)
+			peer->heavy_until = bpf_ktime_get_boot_ns() + HEAVY_FOR;
 		peer->usable = to->usable;
+	}
 	if (to->fields & SET_MAX_INNER)
 		peer->max_inner = to->max_inner;
 	if (to->fields & SET_TIMESTAMP)
 		__builtin_memcpy(peer->timestamp, to->timestamp, TIMESTAMP_LENGTH);
+	if (to->fields & SET_FLOW_PORTS)
+		peer->flow_ports = to->flow_ports;
 	return 0;
 }
 

@@ -46,8 +46,9 @@ static __always_inline int deliver_packet(struct __sk_buff *skb, int after_gener
 		return drop(helper_failed);
 	/* A sender on this machine leaves CHECKSUM_PARTIAL with an offset into the headers that
 	 * are gone; forwarded, the packet would be lost. Taking bytes away before the offset makes
-	 * the kernel forget it. What GRO merged has an offset of its own. */
-	if (!skb->gso_size &&
+	 * the kernel forget it. What GRO merged has an offset of its own, and where it verified the
+	 * checksum there is none. */
+	if (!skb->gso_size && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 &&
 		(bpf_skb_adjust_room(skb, 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET) ||
 			bpf_skb_adjust_room(
 				skb, -4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET)))

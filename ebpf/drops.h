@@ -34,6 +34,8 @@ struct drops {
 	__u64 pass_fragment; /* outer fragment: reassembled, comes back through the daemon */
 	__u64 pass_aggregate; /* several messages in one packet: comes back through the daemon */
 	__u64 pass_seal_in_tc; /* cannot be sealed in XDP: sealed in tc */
+	__u64 pass_to_cpu; /* opened by another CPU */
+	__u64 pass_from_cpu; /* arrived there: what is missing waits, or was lost in the queue */
 	__u64 pass_too_long; /* sealed, but longer than the way takes: the daemon has it fragmented
 			      */
 };

@@ -64,20 +64,23 @@ static __always_inline int grow_tail(packet_t *packet, __u32 had, __u32 wanted)
 }
 #endif
 
-/* Bytes behind the inner packet need not be zero by themselves. */
+/* Bytes behind the inner packet need not be zero by themselves. What is not padding of these is the
+ * tag's place. */
 static __always_inline int clear_padding(packet_t *packet, const struct outgoing *o)
 {
-	__u64 zero[2] = {}, padding = (o->padded - o->length) % PADDING;
+	__u64 *padding = packet_at(packet, ETH_HLEN + headers_length(o) + o->length, PADDING);
 
-	return padding &&
-	       packet_store(packet, ETH_HLEN + o->length, zero, bounded(padding, PADDING));
+	if (!padding)
+		return -1;
+	padding[0] = padding[1] = 0;
+	return 0;
 }
 
 #define GROWN (-2) /* no verdict of XDP's or tc's */
 
 /* Makes room for headers before the inner packet, padding and tag behind it: GROWN, or the
  * verdict. */
-static __noinline int grow(packet_t *packet, const struct outgoing *o)
+static __always_inline int grow(packet_t *packet, const struct outgoing *o)
 {
 	__u32 wanted = ETH_HLEN + o->padded + TAG_LENGTH, had = packet_length(packet);
 
@@ -88,8 +91,6 @@ static __noinline int grow(packet_t *packet, const struct outgoing *o)
 	if (grow_tail(packet, had, wanted))
 		return drop(helper_failed);
 #endif
-	if (clear_padding(packet, o))
-		return drop(helper_failed);
 #ifdef HOOK_XDP
 	if (bpf_xdp_adjust_head(packet, -(int)headers_length(o)))
 		return seal_in_tc();
@@ -97,6 +98,8 @@ static __noinline int grow(packet_t *packet, const struct outgoing *o)
 	if (push_headers(packet, o) || bpf_skb_pull_data(packet, packet->len))
 		return drop(helper_failed);
 #endif
+	if (clear_padding(packet, o))
+		return drop(helper_failed);
 	return GROWN;
 }
 

@@ -59,7 +59,7 @@ static __always_inline __u64 address_sum(const __u64 address[2])
 }
 
 /* Writes all that stands before the ciphertext but the UDP checksum, and sums it up. */
-static __noinline int write_headers(
+static __always_inline int write_headers(
 	packet_t *packet, const struct session *session, struct outgoing *o)
 {
 	__u32 length = sizeof(struct udphdr) + MESSAGE_OVERHEAD + o->padded;
@@ -79,7 +79,7 @@ static __noinline int write_headers(
 			return -1;
 		write_ipv6(ip, o, length);
 	}
-	udp->source = c->listen_port;
+	udp->source = o->local_port;
 	udp->dest = o->remote_port;
 	udp->len = bpf_htons(length);
 	udp->check = 0;

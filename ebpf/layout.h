@@ -27,6 +27,7 @@ struct config {
 	__u32 inner_ifindex; /* the segmenter's end where `seal` is; tc `open` sends to it */
 	__u32 mtu; /* of the TUN: padding stops there */
 	__u32 fwmark;
+	__u32 seals_in_threads; /* the segmenter: beside the sender, not in its time */
 };
 
 /* By peer number. The daemon writes public_key and flags; the rest changes under the programs. */
@@ -48,10 +49,13 @@ struct peer {
 	__u64 last_data_received;
 	__u64 unacknowledged_since; /* first data received after the last packet sent; 0: none */
 	__u8 timestamp[TIMESTAMP_LENGTH]; /* greatest of its initiations, for the next daemon */
-	__u32 reserved;
+	__u32 flow_ports; /* source ports of what is sealed, and of what the peer seals */
 	__u64 replayed; /* dropped: seen already */
 	__u64 late; /* dropped: behind the replay window */
 	__u64 max_lateness; /* packets behind the newest, of what was accepted and what was late */
+	__u64 heavy_until; /* light.h: until then every packet goes by the segmenter */
+	__u64 looked; /* when it was asked whether there are many, */
+	__u64 packets_then; /* and tx_packets at that time */
 };
 
 /* By local index. No secrets here. */
@@ -85,9 +89,24 @@ struct window_geometry {
 #define WINDOW_ORDER 9
 #define WINDOW_BYTES (sizeof(__u64) << WINDOW_ORDER)
 
+/* The CPUs that open messages (cpumap.h): set anew before loading. */
+#define MOST_CPUS 8
+
+struct cpu_list {
+	__u32 count;
+	__u32 cpus[MOST_CPUS];
+};
+
+/* By ifindex, of devices whose messages other CPUs may open: what came lately. */
+struct spread {
+	__u64 since; /* from then on bytes are counted */
+	__u64 bytes; /* in long messages */
+	__u64 busy_until; /* 0: it is not */
+};
+
 /* By peer number: where the peer was last heard, and at which of our addresses. */
 struct endpoint {
-	struct bpf_spin_lock lock; /* it is read and written whole */
+	struct bpf_spin_lock lock; /* it is written whole */
 	__u32 ifindex;
 	__u8 remote[ADDRESS_LENGTH];
 	__u8 local[ADDRESS_LENGTH]; /* all zero: the kernel's choice */
@@ -147,6 +166,7 @@ enum set_peer_fields {
 	SET_USABLE = 4,
 	SET_MAX_INNER = 8,
 	SET_TIMESTAMP = 16,
+	SET_FLOW_PORTS = 32,
 };
 
 struct set_peer {
@@ -158,7 +178,7 @@ struct set_peer {
 	__u32 max_inner;
 	__u64 expires;
 	__u8 timestamp[TIMESTAMP_LENGTH];
-	__u32 reserved;
+	__u32 flow_ports;
 };
 
 struct wipe_keys {

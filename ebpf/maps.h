@@ -15,6 +15,7 @@
 #define MAX_ALLOWED_IPS 1048576
 /* Previous, current and next of each peer. */
 #define MAX_SESSIONS (3 * MAX_PEERS)
+#define MAX_SPREAD 64 /* devices */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -109,5 +110,24 @@ struct {
 	__uint(max_entries, 262144);
 	PINNED;
 } events SEC(".maps");
+
+#ifdef HOOK_XDP
+struct {
+	__uint(type, BPF_MAP_TYPE_CPUMAP);
+	__uint(max_entries, 1); /* set before loading: all CPUs */
+	__type(key, __u32);
+	__type(value, struct bpf_cpumap_val);
+	PINNED;
+} cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SPREAD);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct spread);
+	PINNED;
+} spread SEC(".maps");
+#endif
 
 #endif

@@ -4,6 +4,9 @@
 #define EBPFVPN_OPEN_H
 
 #include "aead.h"
+#ifdef HOOK_XDP
+#include "cpumap.h"
+#endif
 #include "inner.h"
 #include "outer.h"
 #include "replay.h"
@@ -27,24 +30,29 @@ static __always_inline __u32 arrival_ifindex(packet_t *packet, const struct conf
 #endif
 }
 
-/* An authenticated packet moves the peer's endpoint (whitepaper section 2.1). */
-static __noinline int roam(packet_t *packet, const struct outer *outer, __u32 peer)
+/* An authenticated packet moves the peer's endpoint (whitepaper section 2.1). Of a peer's flow
+ * ports the first one is its endpoint's. */
+static __noinline int roam(
+	packet_t *packet, const struct outer *outer, __u32 peer, __u32 flow_ports)
 {
 	struct config *c = tunnel_config();
 	struct endpoint *known = bpf_map_lookup_elem(&endpoints, &peer);
 	__u64 remote[2], local[2];
+	__be16 port = outer->remote_port;
 	__u32 ifindex;
 
 	if (!c || !known || outer_addresses(packet, outer, remote, local))
 		return -1;
+	if ((__u32)bpf_ntohs(port) - bpf_ntohs(known->remote_port) < flow_ports)
+		port = known->remote_port;
 	ifindex = arrival_ifindex(packet, c);
 	/* Read without the lock: what is torn by a writer differs, and is then set again. */
-	if (known->remote_port == outer->remote_port && known->ifindex == ifindex &&
+	if (known->remote_port == port && known->ifindex == ifindex &&
 		equal16(known->remote, remote) && equal16(known->local, local))
 		return 0;
 	bpf_spin_lock(&known->lock);
 	known->ifindex = ifindex;
-	known->remote_port = outer->remote_port;
+	known->remote_port = port;
 	copy16(known->remote, remote);
 	copy16(known->local, local);
 	bpf_spin_unlock(&known->lock);
@@ -119,7 +127,7 @@ static __always_inline int strip(
 	__builtin_memcpy(header->mark, c->mark, MAC_LENGTH);
 	header->to = c->tun_ifindex;
 	header->keepalive = 0;
-	header->reserved = 0;
+	header->flow = 0;
 	header->ethertype = ethertype;
 #ifdef HOOK_XDP
 	return XDP_PASS;
@@ -191,7 +199,7 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 	__u64 now = bpf_ktime_get_boot_ns();
 	__u32 number = session->peer;
 	enum replay_verdict verdict;
-	__u64 tag[2], theirs[2];
+	__u64 tag[2], *theirs;
 	struct peer *peer;
 
 	if (!both || !window)
@@ -200,9 +208,11 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 		return drop(expired_receive);
 	verdict = replay_check(window, session->receive_highest, counter);
 	if (verdict == REPLAY_NEW) {
-		if (packet_load(packet, inner + length, theirs, sizeof(theirs)) ||
-			aead_crypt(packet, inner, length, (struct chacha20_key *)both->receive,
-				counter, OPEN, tag, NULL))
+		if (aead_crypt(packet, inner, length, (struct chacha20_key *)both->receive, counter,
+			    OPEN, tag, NULL))
+			return drop(malformed_message);
+		theirs = packet_at(packet, inner + length, TAG_LENGTH);
+		if (!theirs)
 			return drop(malformed_message);
 		if ((tag[0] ^ theirs[0]) | (tag[1] ^ theirs[1]))
 			return drop(bad_tag);
@@ -217,7 +227,7 @@ static __always_inline int open_message(packet_t *packet, const struct outer *ou
 	if (!peer)
 		return drop(unknown_index);
 	confirm(peer, session, index);
-	roam(packet, outer, number);
+	roam(packet, outer, number, peer->flow_ports);
 	traffic_received(peer, outer->length, length > 0, now);
 	if (!length)
 		return VERDICT_DROP; /* a keepalive has done all it is for */
@@ -247,9 +257,21 @@ static __always_inline enum parsed parse_arrival(packet_t *packet, struct outer 
 	return parsed;
 }
 
+/* A packet that was not made linear yet may have its message elsewhere. */
+static __always_inline int load_message(
+	packet_t *packet, const struct outer *outer, struct message_data *message)
+{
+	struct message_data *here = packet_at(packet, outer->message, sizeof(*here));
+
+	if (!here)
+		return packet_load(packet, outer->message, message, sizeof(*message));
+	*message = *here;
+	return 0;
+}
+
 /* Data messages of this tunnel are opened; everything else is passed, and the filter of the
- * daemon's socket (accept.h) counts what is wrong with it. */
-static __always_inline int open_packet(packet_t *packet)
+ * daemon's socket (accept.h) counts what is wrong with it. `here`: by this CPU in any case. */
+static __always_inline int open_packet(packet_t *packet, int here)
 {
 	struct message_data message;
 	struct session *session;
@@ -271,12 +293,15 @@ static __always_inline int open_packet(packet_t *packet)
 		return VERDICT_PASS;
 #endif
 	if (outer.length < MESSAGE_OVERHEAD || outer.length > MAX_INNER + MESSAGE_OVERHEAD ||
-		packet_load(packet, outer.message, &message, sizeof(message)) ||
-		message.type != MESSAGE_DATA)
+		load_message(packet, &outer, &message) || message.type != MESSAGE_DATA)
 		return VERDICT_PASS;
 	session = bpf_map_lookup_elem(&sessions, &message.receiver);
 	if (!session)
 		return VERDICT_PASS;
+#ifdef HOOK_XDP
+	if (!here && hand_over(packet, &outer))
+		return XDP_REDIRECT;
+#endif
 	if (linearize(packet))
 		return drop(helper_failed);
 	return open_message(packet, &outer, session, message.receiver, message.counter);

@@ -121,14 +121,9 @@ static __always_inline enum parsed parse_outer(packet_t *packet, struct outer *o
 static __always_inline int outer_addresses(
 	packet_t *packet, const struct outer *outer, __u64 remote[2], __u64 local[2])
 {
-	__u32 at = outer->ip;
-	__u8 *ip;
+	__u8 *ip = packet_at(packet, outer->ip, sizeof(struct iphdr));
 
-	/* Ethernet and VLAN tags come before it: the verifier has lost the range. */
-	if (at > sizeof(struct ethhdr) + VLAN_TAGS * sizeof(struct vlan_tag))
-		return -1;
-	ip = packet_data(packet) + at;
-	if ((void *)ip + sizeof(struct iphdr) > packet_end(packet))
+	if (!ip)
 		return -1;
 	if (*ip >> 4 == 4) {
 		struct iphdr *v4 = (void *)ip;

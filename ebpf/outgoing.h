@@ -15,7 +15,7 @@ struct outgoing {
 	__u64 remote[2];
 	__u64 local[2];
 	__be16 remote_port;
-	__u16 is_v4;
+	__be16 local_port;
 	__u32 ifindex;
 	/* what it is */
 	__u32 peer;
@@ -23,7 +23,8 @@ struct outgoing {
 	__u32 padded;
 	__u8 ecn;
 	__u8 too_long; /* for the way */
-	__u8 reserved[2];
+	__u8 flow;
+	__u8 is_v4;
 	__u64 counter;
 	__u64 sum; /* unfolded Internet checksum of what is written so far */
 };

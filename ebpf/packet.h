@@ -51,12 +51,24 @@ static __always_inline __u64 bounded(__u64 length, __u64 most)
 	return (length - 1) % most + 1;
 }
 
+/* `length` bytes at `offset`, to read and write; NULL where they cannot be had directly. */
+static __always_inline void *packet_at(packet_t *packet, __u32 offset, __u32 length)
+{
+	void *at;
+
+	asm volatile("" : "+r"(offset)); /* what is compared is what is added */
+	if (offset > 0x7fff) /* the verifier asks for a bound */
+		return NULL;
+	at = packet_data(packet) + offset;
+	return at + length > packet_end(packet) ? NULL : at;
+}
+
 /* Ethernet header of a frame between our own programs: `to` is a peer number or an ifindex. */
 struct marked_header {
 	__u8 mark[MAC_LENGTH];
 	__u32 to;
 	__u8 keepalive;
-	__u8 reserved;
+	__u8 flow; /* hash of the inner packet's flow */
 	__be16 ethertype;
 } __attribute__((packed));
 

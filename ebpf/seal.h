@@ -7,6 +7,7 @@
 #include "grow.h"
 #include "headers.h"
 #include "inner.h"
+#include "light.h"
 #include "outgoing.h"
 #include "send_counter.h"
 #include "traffic.h"
@@ -20,36 +21,45 @@ static __always_inline int read_endpoint(struct outgoing *o)
 
 	if (!e)
 		return -1;
-	bpf_spin_lock(&e->lock);
+	/* Without the lock: where a writer is at it, remote and local may be no pair that `routes`
+	 * knows, or the port an older one. A message is lost in the moment in which a peer moves.
+	 */
 	o->ifindex = e->ifindex;
 	o->remote_port = e->remote_port;
 	copy16(o->remote, e->remote);
 	copy16(o->local, e->local);
-	bpf_spin_unlock(&e->lock);
 	o->is_v4 = o->remote[0] == 0 && LOW(o->remote[1]) == bpf_htonl(0xffff);
 	return o->remote_port ? 0 : -1;
 }
 
-/* Encrypts, appends the tag and fills the UDP checksum. */
+/* Appends the tag and fills the UDP checksum. */
+static __noinline int append_tag(packet_t *packet, const struct outgoing *o, const __u64 tag[2])
+{
+	__u32 at = ETH_HLEN + headers_length(o);
+	struct udphdr *udp = packet_at(packet, at - MESSAGE_HEADER - sizeof(*udp), sizeof(*udp));
+	__u64 *end = packet_at(packet, at + o->padded, TAG_LENGTH);
+	__u16 check;
+
+	if (!udp || !end)
+		return -1;
+	copy16(end, tag);
+	check = ~fold(o->sum + LOW(tag[0]) + HIGH(tag[0]) + LOW(tag[1]) + HIGH(tag[1]));
+	udp->check = check ? check : 0xffff; /* zero means none, which IPv6 receivers drop */
+	return 0;
+}
+
 static __always_inline int encrypt(
 	packet_t *packet, const struct session_keys *both, struct outgoing *o)
 {
-	__u32 at = ETH_HLEN + headers_length(o);
-	__u64 tag[2], text_sum;
-	__u16 check;
+	__u64 tag[2];
 
-	if (aead_crypt(packet, at, o->padded, (const struct chacha20_key *)both->send, o->counter,
-		    SEAL, tag, &text_sum) ||
-		packet_store(packet, at + o->padded, tag, sizeof(tag)))
+	if (aead_crypt(packet, ETH_HLEN + headers_length(o), o->padded,
+		    (const struct chacha20_key *)both->send, o->counter, SEAL, tag, &o->sum))
 		return -1;
-	check = ~fold(o->sum + text_sum + LOW(tag[0]) + HIGH(tag[0]) + LOW(tag[1]) + HIGH(tag[1]));
-	if (!check)
-		check = 0xffff; /* zero means none, which IPv6 receivers drop */
-	at -= MESSAGE_HEADER + sizeof(struct udphdr) - offsetof(struct udphdr, check);
-	return packet_store(packet, at, &check, sizeof(check));
+	return append_tag(packet, o, tag);
 }
 
-static __noinline struct route *find_route(const struct outgoing *o)
+static __always_inline struct route *find_route(const struct outgoing *o)
 {
 	struct route_key key;
 
@@ -58,9 +68,8 @@ static __noinline struct route *find_route(const struct outgoing *o)
 	return bpf_map_lookup_elem(&routes, &key);
 }
 
-#ifdef HOOK_XDP
-static __always_inline int send_away(
-	packet_t *packet, const struct outgoing *o, const struct route *route)
+/* Past the kernel's own routing. */
+static __always_inline int send_to_neighbour(packet_t *packet, const struct route *route)
 {
 	struct ethhdr *eth = packet_data(packet);
 	__u8 *ip = (void *)(eth + 1);
@@ -72,17 +81,23 @@ static __always_inline int send_away(
 	eth->h_proto = *ip >> 4 == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	return bpf_redirect(route->ifindex, 0);
 }
-#else
+
+#ifndef HOOK_XDP
+static __always_inline void set_mark(packet_t *packet)
+{
+	struct config *c = tunnel_config();
+
+	packet->mark = c ? c->fwmark : 0;
+}
+
 static __always_inline int send_away(
 	packet_t *packet, const struct outgoing *o, const struct route *route)
 {
 	struct bpf_redir_neigh next_hop = {};
-	struct config *c = tunnel_config();
 	__u32 ifindex = o->ifindex;
 
 	/* The kernel knows how to reach a neighbour that is not resolved yet; without a route
 	 * from the daemon it also looks that up, by the mark. */
-	packet->mark = c ? c->fwmark : 0;
 	if (!route)
 		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 	ifindex = route->ifindex;
@@ -108,7 +123,7 @@ static __always_inline int send_up(void)
 #endif
 
 /* Whose packet it is, and how long. */
-static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
+static __always_inline int parse_frame(packet_t *packet, struct outgoing *o)
 {
 	struct marked_header *header = packet_data(packet);
 	struct config *c = tunnel_config();
@@ -120,6 +135,8 @@ static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
 	o->peer = header->to;
 	o->length = o->padded = 0;
 	o->ecn = 0;
+	o->flow = header->flow;
+	o->local_port = c->listen_port;
 	if (header->keepalive)
 		return 0;
 	length = inner_length(ip, packet_end(packet), packet_length(packet) - sizeof(*header));
@@ -131,7 +148,8 @@ static __noinline int parse_frame(packet_t *packet, struct outgoing *o)
 	return 0;
 }
 
-static __always_inline int seal_packet(packet_t *packet)
+/* segmenter: the device to which a packet goes that cannot be sealed here; 0: it is there. */
+static __always_inline int seal_packet(packet_t *packet, __u32 segmenter)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct session_keys *both;
@@ -147,6 +165,8 @@ static __always_inline int seal_packet(packet_t *packet)
 	peer = bpf_map_lookup_elem(&peers, &o.peer);
 	if (!peer)
 		return drop(no_session);
+	if (peer->flow_ports > 1)
+		o.local_port = bpf_htons(bpf_ntohs(o.local_port) + o.flow % peer->flow_ports);
 	index = peer->current;
 	session = bpf_map_lookup_elem(&sessions, &index);
 	both = bpf_map_lookup_elem(&keys, &index);
@@ -168,6 +188,12 @@ static __always_inline int seal_packet(packet_t *packet)
 #ifdef HOOK_XDP
 	if (o.too_long)
 		return seal_in_tc();
+#else
+	/* The inner route is on the packet still: it must not be one that waits for a neighbour. */
+	if (segmenter && (o.too_long || !route || ~route->flags & ROUTE_NEIGHBOUR)) {
+		make_heavy(peer, now); /* nothing overtakes it */
+		return bpf_redirect(segmenter, 0);
+	}
 #endif
 	verdict = grow(packet, &o);
 	if (verdict != GROWN)
@@ -180,11 +206,14 @@ static __always_inline int seal_packet(packet_t *packet)
 	if (write_headers(packet, session, &o) || encrypt(packet, both, &o))
 		return drop(helper_failed);
 	traffic_sent(peer, MESSAGE_OVERHEAD + o.padded, o.length > 0, now);
-#ifndef HOOK_XDP
+#ifdef HOOK_XDP
+	return send_to_neighbour(packet, route);
+#else
 	if (o.too_long)
 		return send_up();
+	set_mark(packet);
+	return segmenter ? send_to_neighbour(packet, route) : send_away(packet, &o, route);
 #endif
-	return send_away(packet, &o, route);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
-/* tc egress on the TUN: what has a usable session goes to the segmenter, the rest on into the
- * TUN, where the daemon reads it. */
+/* tc egress on the TUN: what has a usable session is sealed or goes to the segmenter, the rest on
+ * into the TUN, where the daemon reads it. */
 #ifndef EBPFVPN_STEER_H
 #define EBPFVPN_STEER_H
 
@@ -9,9 +9,14 @@
 #include <linux/udp.h>
 
 #include "inner.h"
+#include "light.h"
+#include "seal_here.h"
 #include "tunnel.h"
 #include "wire.h"
 
+/* Behind a packet: for padding and tag, and so that the shortest of IPv6 is longer than what
+ * forget_checksum takes away. */
+#define ROOM 64
 #define IPV6_LEAST_MTU 1280 /* RFC 8200, section 5 */
 
 /* Of a GSO packet: length of each of the packets it will become. */
@@ -53,8 +58,13 @@ static __always_inline int is_too_big(
 	return segment_length(skb, ip, end) > most;
 }
 
-static __always_inline int to_segmenter(struct __sk_buff *skb, struct config *c, __u32 peer)
+/* The frame that `seal` takes. */
+static __always_inline int make_frame(
+	struct __sk_buff *skb, struct config *c, __u32 peer, __u32 flow_ports)
 {
+	/* What the sender's socket has, or else of addresses and ports: packets of a flow stay in
+	 * order, as they leave by one port. */
+	__u8 flow = flow_ports > 1 ? bpf_get_hash_recalc(skb) : 0;
 	struct marked_header *header;
 	__be16 ethertype = skb->protocol;
 
@@ -62,18 +72,18 @@ static __always_inline int to_segmenter(struct __sk_buff *skb, struct config *c,
 	 * length from the inner header, so some may be made here. A tunnel inside the tunnel is
 	 * refused that, and sealed in tc. */
 	if (!skb->gso_size && (void *)(long)skb->data + skb->len == (void *)(long)skb->data_end)
-		bpf_skb_change_tail(skb, skb->len + PADDING + 16, 0);
+		bpf_skb_change_tail(skb, skb->len + ROOM, 0);
 	if (bpf_skb_change_head(skb, sizeof(*header), 0))
-		return drop(helper_failed);
+		return -1;
 	header = packet_data(skb);
 	if ((void *)(header + 1) > packet_end(skb))
-		return drop(helper_failed);
+		return -1;
 	__builtin_memcpy(header->mark, c->mark, MAC_LENGTH);
 	header->to = peer;
 	header->keepalive = 0;
-	header->reserved = 0;
+	header->flow = flow;
 	header->ethertype = ethertype;
-	return bpf_redirect(c->outer_ifindex, 0);
+	return 0;
 }
 
 SEC("tc")
@@ -81,8 +91,10 @@ int steer(struct __sk_buff *skb)
 {
 	void *ip = packet_data(skb), *end = packet_end(skb);
 	struct config *c = tunnel_config();
+	__u64 now = bpf_ktime_get_boot_ns();
 	struct peer *peer;
 	__u32 *number;
+	int light;
 
 	if (ip + sizeof(struct ipv6hdr) > end) {
 		__u32 head = skb->len < 128 ? skb->len : 128;
@@ -100,11 +112,14 @@ int steer(struct __sk_buff *skb)
 	if (!number)
 		return pass(pass_no_peer);
 	peer = bpf_map_lookup_elem(&peers, number);
-	if (!peer || !peer->usable || !peer->current || bpf_ktime_get_boot_ns() >= peer->expires)
+	if (!peer || !peer->usable || !peer->current || now >= peer->expires)
 		return pass(pass_no_usable_session);
 	if (is_too_big(skb, peer, ip, end))
 		return pass(pass_too_big);
-	return to_segmenter(skb, c, *number);
+	light = is_light(peer, c, skb->gso_size > 0, now) && !bpf_skb_pull_data(skb, skb->len);
+	if (make_frame(skb, c, *number, peer->flow_ports))
+		return drop(helper_failed);
+	return light ? seal_here(skb, c, peer, now) : bpf_redirect(c->outer_ifindex, 0);
 }
 
 #endif

@@ -12,7 +12,7 @@
 SEC("tc")
 int open_tc(struct __sk_buff *packet)
 {
-	return open_packet(packet);
+	return open_packet(packet, 1);
 }
 
 /* tc ingress of the segmenter's inner end: what seal_xdp passed. */
@@ -21,7 +21,7 @@ int seal_tc(struct __sk_buff *packet)
 {
 	if (bpf_skb_pull_data(packet, packet->len))
 		return drop(helper_failed);
-	return seal_packet(packet);
+	return seal_packet(packet, 0);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

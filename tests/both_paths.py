@@ -28,6 +28,7 @@ KERNEL_ALONE = {
     "tunnels/test_interrupted.py::test_a_port_of_a_dispatcher": _PINS,
     "tunnels/test_interrupted.py::test_a_removal": _PINS,
     "tunnels/test_interrupted.py::test_a_start_beside_an_older_generation": _PINS,
+    "tunnels/test_light_traffic.py": _PROGRAMS,
     "tunnels/test_losses.py::test_a_device_that_is_gone_has_no_queue": _NO_PATH,
     "tunnels/test_losses.py::test_the_choice_of_a_datapath_survives_a_restart": (
         "in test_userspace.py too"
@@ -54,7 +55,9 @@ KERNEL_ALONE = {
     "tunnels/test_roaming.py::test_roaming_needs_no_daemon": _ALONE,
     "tunnels/test_routes.py::test_the_default_route_through_the_tunnel_does_not_catch_the_tunnel"
     "[strict]": "only programs can mark what comes, which the filter asks for; there is a warning",
+    "tunnels/test_several_ports.py::test_one_receive_queue_is_shared": _PROGRAMS,
     "tunnels/test_soak_cases.py": _SOAK,
+    "tunnels/test_spread.py": _PROGRAMS,
     "tunnels/test_steps.py": _PROGRAMS,
     "tunnels/test_supervisor.py": _KILLED,
     "tunnels/test_underlay_changes.py::test_the_attach_mode_is_shared_by_two_tunnels": _PROGRAMS,

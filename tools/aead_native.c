@@ -23,6 +23,13 @@ static inline __u64 bounded(__u64 length, __u64 most)
 	return (length - 1) % most + 1;
 }
 
+static inline void *packet_at(packet_t *packet, __u32 offset, __u32 length)
+{
+	void *at = packet->data + offset;
+
+	return at + length > packet_end(packet) ? NULL : at;
+}
+
 #include "aead.h"
 
 /* Seals or opens `text` in place, `repeat` times; returns the nanoseconds that took, or -1. */

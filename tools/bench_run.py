@@ -17,7 +17,7 @@ import quiet
 import sites
 import underlay
 from lab import Lab, LabError
-from measure import QUICK, Durations, measure
+from measure import QUICK, Durations, measure, whole_packets
 from measurements import MEASUREMENTS
 from results import Results, emit
 from way import Up
@@ -97,15 +97,18 @@ def _turn(name: str, number: int, options: Options, writer: Writer) -> None:
         busy={process: round(cpus, 2) for process, cpus in seen.processes},
     )
 
+    kind = underlay.KINDS[options.underlay]
+
     def body(here: Lab) -> None:
         underlay.prepare(here, options.underlay)
-        way = options.ups[name](here)
+        way = options.ups[name](here, kind.inner_mtu)
         underlay.prepare(here, options.underlay)
         underlay.check(here, options.underlay)
+        whole_packets(here, way, kind.inner_mtu)
         ends = sites.connect(here, way)
         if options.napi_threaded:
             underlay.thread_napi(here)
-        for measurement, value in measure(here, way, ends, options.durations):
+        for measurement, value in measure(here, way, ends, kind.large, options.durations):
             writer.line(
                 candidate=name,
                 round=number,

@@ -35,13 +35,15 @@ class EbpfvpnPair:
         attach_mode: str | None = None,
         datapath: str | None = None,
         sites: tuple[str, str] | None = None,
+        mtu: int | None = None,
     ) -> None:
         """`sites`: the networks behind the nodes."""
         self.lab = lab
         self.interfaces = tuple(f"{prefix}{os.getpid()}{side}" for side in "lr")
         self.attach_mode = attach_mode
         self.datapath = datapath
-        """None, of either: the daemon chooses."""
+        self.mtu = mtu
+        """None, of these: the daemon chooses."""
         self.sites = sites
 
     def up(self) -> None:
@@ -69,6 +71,8 @@ class EbpfvpnPair:
             lines.append(f"#! AttachMode = {self.attach_mode}")
         if self.datapath:
             lines.append(f"#! Datapath = {self.datapath}")
+        if self.mtu:
+            lines.append(f"MTU = {self.mtu}")
         lines += ["", "[Peer]", f"PublicKey = {public_key}"]
         allowed = [f"{self.addresses[there]}/32"]
         if self.sites:

@@ -11,7 +11,7 @@ import re
 
 from foreground import Foreground, reaches
 from lab import Lab, run
-from way import INSIDE, MTU, Way
+from way import INSIDE, Way
 
 METHOD = "salsa2012+umac"
 PORT = 51825
@@ -23,8 +23,9 @@ class FastdPair:
 
     addresses = INSIDE
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, mtu: int) -> None:
         self.lab = lab
+        self.mtu = mtu
         self.daemons: list[Foreground] = []
 
     def up(self) -> Way:
@@ -52,7 +53,7 @@ log level verbose;
 mode tun;
 interface "{INTERFACE}";
 method "{METHOD}";
-mtu {MTU};
+mtu {self.mtu};
 bind {self.lab.nodes[side].address}:{PORT};
 secret "{secret}";
 on up "{address} && ip link set {INTERFACE} up";

@@ -27,8 +27,9 @@ PORT = 40001
 UDP = str(Path(udp.__file__).resolve())
 
 SMALL = 64
-LARGE = 1300
 """Bytes of UDP payload."""
+
+_PING_HEADERS = 28
 
 _SLOWEST = 1000
 """Times slower than the flood, where the search for a rate begins."""
@@ -165,8 +166,21 @@ def highest_rate(trial: Callable[[int], Transfer], flood: int, steps: int) -> fl
     return best
 
 
-def measure(here: Lab, way: Way, ends: Sites, durations: Durations) -> Iterator[tuple[str, float]]:
-    """Every measurement of one way, by name, as MEASUREMENTS has them."""
+def whole_packets(here: Lab, way: Way, mtu: int) -> None:
+    """What is measured must not be cut on its way. LabError if no packet of `mtu` bytes crosses."""
+    size = str(mtu - _PING_HEADERS)
+    argv = ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-M", "do", "-s", size, way.addresses[1]]
+    try:
+        here.left.run(*argv)
+    except LabError as error:
+        raise LabError(f"no packet of {mtu} bytes crosses: {error}") from None
+
+
+def measure(
+    here: Lab, way: Way, ends: Sites, large: int, durations: Durations
+) -> Iterator[tuple[str, float]]:
+    """Every measurement of one way, by name, as MEASUREMENTS has them; `large`: bytes of payload
+    of its large UDP packets."""
     address = way.addresses[1]
     ping(here, address, 50)  # the first one waits for the handshake
     median, high = ping(here, address, durations.pings)
@@ -181,8 +195,8 @@ def measure(here: Lab, way: Way, ends: Sites, durations: Durations) -> Iterator[
     with sink(here.right, address) as pid:
         send = partial(transfer, here, address, pid)
         yield from _small("udp_64", send, durations)
-        large = send(size=LARGE, rate=0, seconds=durations.flood)
-        yield "udp_1300_flood", large.received / large.seconds * LARGE * 8 / 1e9
+        flood = send(size=large, rate=0, seconds=durations.flood)
+        yield f"udp_{large}_flood", flood.received / flood.seconds * large * 8 / 1e9
     with sink(ends.sink, ends.sink.address) as pid:
         yield from _small("site_64", partial(transfer_between, ends, pid), durations)
 

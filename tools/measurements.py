@@ -47,6 +47,7 @@ MEASUREMENTS = {
     "udp_64_flood": _packets("64-byte UDP, flood"),
     "udp_64_0.1%_loss": _packets(f"64-byte UDP, {_LOSS}"),
     "udp_1300_flood": _throughput("1300-byte UDP, flood"),
+    "udp_8800_flood": _throughput("8800-byte UDP, flood"),
     "site_64_flood": _packets("64-byte UDP site to site, flood"),
     "site_64_0.1%_loss": _packets(f"64-byte UDP site to site, {_LOSS}"),
 }

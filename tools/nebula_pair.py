@@ -8,7 +8,7 @@ from pathlib import Path
 
 from foreground import Foreground, reaches
 from lab import Lab, run
-from way import INSIDE, MTU, SITES, Way
+from way import INSIDE, SITES, Way
 
 CIPHER = "AES-256-GCM"
 PORT = 51824
@@ -20,8 +20,9 @@ class NebulaPair:
 
     addresses = INSIDE
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, mtu: int) -> None:
         self.lab = lab
+        self.mtu = mtu
         self.daemons: list[Foreground] = []
 
     def up(self) -> Way:
@@ -59,7 +60,7 @@ punchy: {{punch: false}}
 cipher: aes
 tun:
   dev: {INTERFACE}
-  mtu: {MTU}
+  mtu: {self.mtu}
   unsafe_routes: [{{route: {SITES[there]}, via: {INSIDE[there]}}}]
 logging: {{level: info}}
 firewall:

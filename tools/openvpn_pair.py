@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foreground import Foreground, reaches
 from lab import Lab, run
-from way import INSIDE, MTU, Way
+from way import INSIDE, Way
 
 CIPHER = "AES-256-GCM"
 PORT = 51823
@@ -23,8 +23,9 @@ class OpenvpnPair:
 
     addresses = INSIDE
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, mtu: int) -> None:
         self.lab = lab
+        self.mtu = mtu
         self.daemons: list[Foreground] = []
 
     def up(self) -> Way:
@@ -58,7 +59,7 @@ class OpenvpnPair:
             f"dev {INTERFACE}",
             "dev-type tun",
             f"ifconfig {self.addresses[side]} {self.addresses[there]}",
-            f"tun-mtu {MTU}",
+            f"tun-mtu {self.mtu}",
             "proto udp4",
             f"port {PORT}",
             f"remote {self.lab.nodes[there].address} {PORT}",

@@ -31,7 +31,7 @@ from results import emit
 
 SIDES = ("left", "right")
 OUTWARDS = ("steer", "seal_xdp", "seal_tc")
-INWARDS = ("dispatch", "open_xdp", "open_tc", "deliver", "deliver_generic")
+INWARDS = ("dispatch", "open_xdp", "open_cpu", "open_tc", "deliver", "deliver_generic")
 """`dispatch` includes open_xdp, which it tail-calls."""
 
 Counts = dict[tuple[int, str], Runs]
@@ -98,9 +98,11 @@ def by_itself(report: Report, quick: bool) -> None:
 
 
 def in_traffic(report: Report, name: str, kind: str, durations: Durations) -> None:
+    of = underlay.KINDS[kind]
+
     def body(here: Lab) -> None:
         underlay.prepare(here, kind)
-        pair = candidates.ebpfvpn_pair(here, candidates.KERNEL[name])
+        pair = candidates.ebpfvpn_pair(here, candidates.KERNEL[name], of.inner_mtu)
         underlay.prepare(here, kind)
         underlay.check(here, kind)
         address = pair.addresses[1]
@@ -109,7 +111,7 @@ def in_traffic(report: Report, name: str, kind: str, durations: Durations) -> No
             loads: dict[str, Callable[[], object]] = {
                 "TCP, 1 stream": lambda: measure.tcp(here, address, 1, durations.tcp),
                 "64-byte UDP, flood": lambda: flood(size=measure.SMALL),
-                "1300-byte UDP, flood": lambda: flood(size=measure.LARGE),
+                f"{of.large}-byte UDP, flood": lambda: flood(size=of.large),
             }
             before = look(here, pair)
             for load, send in loads.items():

@@ -29,7 +29,7 @@ def caption(results: Results) -> str:
     said = [
         f"{settings['cpus']} CPUs ({settings['cpu']})",
         f"Linux {settings['kernel']}",
-        f"underlay {settings['underlay']}: {KINDS[settings['underlay']]}",
+        f"underlay {settings['underlay']}: {KINDS[settings['underlay']].what}",
         f"NAPI {'in threads' if settings['napi_threaded'] else 'in softirq'}",
         f"medians of {rounds} {'round' if rounds == 1 else 'rounds (least..greatest)'}, "
         "× the best of Debian's peers",

@@ -13,7 +13,7 @@ from pathlib import Path
 import udp
 from foreground import Foreground, reaches
 from lab import Lab
-from way import INSIDE, MTU, SITES, Way
+from way import INSIDE, SITES, Way
 
 CIPHER = "aes-128-cbc"
 DIGEST = "sha256"
@@ -29,8 +29,9 @@ class TincPair:
 
     addresses = INSIDE
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, mtu: int) -> None:
         self.lab = lab
+        self.mtu = mtu
         self.daemons: tuple[Foreground, ...] = ()
 
     def up(self) -> Way:
@@ -80,7 +81,7 @@ class TincPair:
         node = self.lab.nodes[side]
         node.run("ip", "tuntap", "add", "dev", INTERFACE, "mode", "tun")
         node.run("ip", "address", "add", f"{self.addresses[side]}/24", "dev", INTERFACE)
-        node.run("ip", "link", "set", INTERFACE, "mtu", str(MTU), "up")
+        node.run("ip", "link", "set", INTERFACE, "mtu", str(self.mtu), "up")
 
     def _start(self, side: int) -> Foreground:
         directory = self._directory(side)

@@ -31,8 +31,8 @@ PACED_BATCH = 32
 """A quarter of a small ring (256), so that pacing does not overrun it by itself."""
 
 _SO_ATTACH_FILTER = 26
-_SOL_PACKET = 263
-_PACKET_QDISC_BYPASS = 20
+SOL_PACKET = 263
+PACKET_QDISC_BYPASS = 20
 _PR_SET_TIMERSLACK = 29
 
 
@@ -66,7 +66,7 @@ def frame_sender(device: str, mac: str, source: str, address: str, port: int, si
     """Past the device's queue."""
     bound = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     bound.bind((device, 0))
-    bound.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+    bound.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
     ours: bytes = bound.getsockname()[4]
     ethernet = bytes.fromhex(mac.replace(":", "")) + ours + b"\x08\x00"
     return Sender(bound, ethernet + packet(source, address, port, size), BATCH)

@@ -2,39 +2,80 @@
 
 from __future__ import annotations
 
-from lab import UNDERLAY, Lab, LabError
+import json
+from dataclasses import dataclass
+
+from lab import UNDERLAY, Lab, LabError, Node
+from way import HEADERS
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    what: str
+    """What crosses."""
+    cut: bool = True
+    """By the sender's kernel, all into packets of the MTU, as for a NIC without offloads."""
+    gro: bool = True
+    """The receiver's."""
+    mtu: int = 1500
+    large: int = 1300
+    """Bytes of payload of the large UDP packets that are measured."""
+
+    @property
+    def inner_mtu(self) -> int:
+        """The tunnels'."""
+        return self.mtu - HEADERS
+
 
 KINDS = {
-    "super": "super-packets of 64 KB may cross whole",
-    "gro": "real packets of at most 1500 bytes, a receiver with GRO",
-    "nogro": "real packets of at most 1500 bytes, a receiver without GRO",
+    "super": Kind("super-packets of 64 KB may cross whole", cut=False),
+    "gro": Kind("real packets of at most 1500 bytes, a receiver with GRO"),
+    "nogro": Kind("real packets of at most 1500 bytes, a receiver without GRO", gro=False),
+    "jumbo": Kind(
+        "real packets of at most 9001 bytes, a receiver with GRO, tunnels with an MTU of 8921",
+        mtu=9001,
+        large=8800,
+    ),
 }
 
 _CUT = ("tcp-segmentation-offload", "generic-segmentation-offload", "tx-udp-segmentation")
 _GRO = "generic-receive-offload"
 
 
-def _features(kind: str) -> dict[str, bool]:
-    """By their names of ethtool -k. The sender's kernel cuts everything into packets of the MTU, as
-    for a NIC without offloads, unless super-packets may cross."""
-    return {_GRO: kind != "nogro"} | dict.fromkeys(_CUT, kind == "super")
+def _features(kind: Kind) -> dict[str, bool]:
+    """By their names of ethtool -k."""
+    return {_GRO: kind.gro} | dict.fromkeys(_CUT, not kind.cut)
 
 
-def prepare(here: Lab, kind: str) -> None:
+def prepare(here: Lab, name: str) -> None:
     """Before the tunnel is there, and after it: native XDP on a veth switches GRO on."""
+    kind = KINDS[name]
+    wanted = {feature.replace("-", "_"): on for feature, on in _features(kind).items()}
     for node in here.nodes:
-        wanted = _features(kind)
-        node.offload(UNDERLAY, **{name.replace("-", "_"): on for name, on in wanted.items()})
+        node.run("ip", "link", "set", UNDERLAY, "mtu", str(kind.mtu))
+        node.offload(UNDERLAY, **wanted)
 
 
-def check(here: Lab, kind: str) -> None:
+def check(here: Lab, name: str) -> None:
     """A figure must not stand in another underlay's table. LabError."""
+    kind = KINDS[name]
     for node in here.nodes:
         found = features(node.run("ethtool", "-k", UNDERLAY))
-        for name, wanted in _features(kind).items():
-            if found[name] != wanted:
-                state = "on" if found[name] else "off"
-                raise LabError(f"underlay {kind}: {name} of {UNDERLAY} is {state} with this tunnel")
+        for feature, wanted in _features(kind).items():
+            if found[feature] != wanted:
+                state = "on" if found[feature] else "off"
+                raise LabError(
+                    f"underlay {name}: {feature} of {UNDERLAY} is {state} with this tunnel"
+                )
+        mtu = _mtu(node)
+        if mtu != kind.mtu:
+            raise LabError(f"underlay {name}: the MTU of {UNDERLAY} is {mtu} with this tunnel")
+
+
+def _mtu(node: Node) -> int:
+    (link,) = json.loads(node.run("ip", "-j", "link", "show", "dev", UNDERLAY))
+    mtu: int = link["mtu"]
+    return mtu
 
 
 def features(text: str) -> dict[str, bool]:

@@ -13,8 +13,8 @@ INSIDE = ("198.51.100.1", "198.51.100.2")
 SITES = ("203.0.113.0/25", "203.0.113.128/25")
 """The networks behind the nodes, left and right, that a tunnel joins as well."""
 
-MTU = 1420
-"""Of every tunnel: with each one's headers a packet fits into 1500 bytes."""
+HEADERS = 80
+"""What every tunnel leaves of the underlay's MTU: each one's headers fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +26,5 @@ class Way:
     """To the other node's site; None: the interface alone tells."""
 
 
-Up = Callable[[Lab], Way]
-"""Brings it up."""
+Up = Callable[[Lab, int], Way]
+"""Brings it up, with this MTU."""

@@ -7,7 +7,7 @@ import os
 import sys
 
 from lab import ROOT, Lab
-from way import INSIDE, MTU, SITES, Way
+from way import INSIDE, SITES, Way
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -19,7 +19,7 @@ CIPHER = "ChaCha20-Poly1305"
 PORT = 51821
 
 
-def up(here: Lab, binary: str = "wireguard-go") -> Way:
+def up(here: Lab, mtu: int, binary: str = "wireguard-go") -> Way:
     """`binary`: its path. WireGuardGoError."""
     keys = [genkey(), genkey()]
     interfaces = (f"bwg{os.getpid()}l", f"bwg{os.getpid()}r")
@@ -39,7 +39,7 @@ Endpoint = {here.nodes[other].address}:{PORT}
             interfaces[side],
             configuration,
             [f"{INSIDE[side]}/24"],
-            MTU,
+            mtu,
             binary=binary,
         )
         here.defer(end.stop)

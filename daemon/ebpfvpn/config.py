@@ -32,6 +32,7 @@ TX_QUEUE_LENGTH = 1000
 RECV_BUFFER = 4 << 20
 """Bytes. The kernel's default holds less than two hundred packets, which is a few milliseconds of
 what passes there in userspace."""
+_MOST_FLOW_PORTS = 64
 _LEAST_BUFFER, _MOST_BUFFER = 4096, 2**30 - 1
 """Bytes; the kernel doubles them into an int."""
 
@@ -83,6 +84,8 @@ class PeerConfig:
     endpoint: HostPort | None = None
     persistent_keepalive: int = 0
     """Seconds; 0: off."""
+    flow_ports: int = 1
+    """Source ports of its data messages, and of ours for it, from the listening port on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,10 @@ class Config:
     peers: tuple[PeerConfig, ...]
     warnings: tuple[str, ...] = ()
     """What in the file has no effect, or another than it seems; one line each."""
+
+    def flow_ports(self) -> int:
+        """Of the peer that has most."""
+        return max((peer.flow_ports for peer in self.peers), default=1)
 
     def networks(self) -> list[IPv4Network | IPv6Network]:
         """The allowed-ips of all peers."""
@@ -198,7 +205,7 @@ _OWN_KEYS: dict[str, dict[str, _Key]] = {
         ),
         "ReplayWindow": _Key("replay_window", config_values.number(64, 65536)),
     },
-    "Peer": {},
+    "Peer": {"FlowPorts": _Key("flow_ports", config_values.number(1, _MOST_FLOW_PORTS))},
 }
 _IGNORED_KEYS = {
     "Interface": ("DNS", "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig"),
@@ -357,6 +364,9 @@ class _Parser:
             if peer.public_key == own_key:
                 self._warn(line, "PublicKey", "is this interface's own; the peer has no effect")
                 continue
+            if interface.listen_port + peer.flow_ports - 1 > 65535:
+                message = f"leads from ListenPort {interface.listen_port} past the last port, 65535"
+                raise self._error(section.lines["FlowPorts"], "FlowPorts", message)
             for network in peer.allowed_ips:
                 if holders.setdefault(network, section.line) != section.line:
                     message = f"{network} moves here from the [Peer] of line {holders[network]}"

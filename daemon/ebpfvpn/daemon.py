@@ -148,6 +148,7 @@ class Daemon:
             if left is None or left.number is None:
                 self.datapath.add_peer(number, peer.public_key)
             self.datapath.set_allowed_ips(number, peer.allowed_ips)
+            self.datapath.set_flow_ports(number, peer.flow_ports)
             if left is not None:
                 self._adopt(number, left)
                 if left.renew:

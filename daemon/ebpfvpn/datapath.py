@@ -195,6 +195,10 @@ class Datapath(Protocol):
     def set_allowed_ips(self, peer: int, networks: Iterable[IPv4Network | IPv6Network]) -> None:
         """Replaces the peer's. A network that another peer has moves to this one."""
 
+    def set_flow_ports(self, peer: int, count: int) -> None:
+        """The peer seals from so many source ports, by inner flow: from its endpoint's on. So do we
+        for the peer, from ours on, where the path does that (one is what every WireGuard has)."""
+
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None: ...
 
     def endpoint(self, peer: int) -> Endpoint | None: ...

@@ -23,6 +23,13 @@ class Endpoint:
         """The ifindex without which the address says nothing (RFC 4007); 0: it needs none."""
         return self.ifindex if self.address.version == 6 and self.address.is_link_local else 0
 
+    def of_flow(self, known: Endpoint | None, flow_ports: int) -> Endpoint:
+        """Where the peer is that a data message came from: here, but of its flow ports the first
+        one is that of the endpoint that is `known`."""
+        if known is not None and 0 <= self.port - known.port < flow_ports:
+            return replace(self, port=known.port)
+        return self
+
     def unbound(self) -> Endpoint:
         """The same, but from where the kernel chooses."""
         return replace(self, local=None, ifindex=self.zone)

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
@@ -16,8 +16,10 @@ _GENL_CONTROL = 16
 _CTRL_CMD_GETFAMILY = 3
 _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME, _CTRL_GROUPS = 1, 2, 7
 _CTRL_GROUP_NAME, _CTRL_GROUP_ID = 1, 2
-_NETDEV_CMD_DEV_GET = 1
+_NETDEV_CMD_DEV_GET, _NETDEV_CMD_QUEUE_GET = 1, 10
 _NETDEV_IFINDEX, _NETDEV_XDP_FEATURES = 1, 3
+_QUEUE_ID, _QUEUE_IFINDEX, _QUEUE_TYPE = 1, 2, 3
+_QUEUE_RX = 0
 
 
 def messages(data: bytes) -> Iterable[tuple[int, bytes]]:
@@ -54,10 +56,11 @@ def subscribe(protocol: int, groups: Iterable[int]) -> socket.socket:
     return sock
 
 
-def _generic(family: int, command: int, attribute: int, value: bytes) -> dict[int, bytes]:
-    """Asks a generic netlink family with one attribute; the attributes of its answer."""
-    padded = value + bytes(-len(value) % 4)
-    body = struct.pack("=BBHHH", command, 1, 0, 4 + len(value), attribute) + padded
+def _generic(family: int, command: int, asked: Mapping[int, bytes]) -> dict[int, bytes]:
+    """Asks a generic netlink family with attributes; those of its answer."""
+    body = struct.pack("=BBH", command, 1, 0)
+    for attribute, value in asked.items():
+        body += struct.pack("=HH", 4 + len(value), attribute) + value + bytes(-len(value) % 4)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as sock:
         sock.bind((0, 0))
         sock.send(struct.pack("=IHHII", 16 + len(body), family, 1, 1, 0) + body)
@@ -70,7 +73,7 @@ def _generic(family: int, command: int, attribute: int, value: bytes) -> dict[in
 
 def _netdev_family() -> dict[int, bytes]:
     """OSError with ENOENT: the kernel is older than 6.3."""
-    return _generic(_GENL_CONTROL, _CTRL_CMD_GETFAMILY, _CTRL_FAMILY_NAME, b"netdev\0")
+    return _generic(_GENL_CONTROL, _CTRL_CMD_GETFAMILY, {_CTRL_FAMILY_NAME: b"netdev\0"})
 
 
 def subscribe_features() -> socket.socket:
@@ -89,5 +92,20 @@ def xdp_features(ifindex: int) -> int | None:
         (family,) = struct.unpack("=H", _netdev_family()[_CTRL_FAMILY_ID])
     except OSError:
         return None
-    answer = _generic(family, _NETDEV_CMD_DEV_GET, _NETDEV_IFINDEX, struct.pack("=I", ifindex))
+    answer = _generic(family, _NETDEV_CMD_DEV_GET, {_NETDEV_IFINDEX: struct.pack("=I", ifindex)})
     return int.from_bytes(answer[_NETDEV_XDP_FEATURES], "little")
+
+
+def has_one_receive_queue(ifindex: int) -> bool:
+    """Whether a device that is up, in the namespace of this thread, has no second receive queue in
+    use. OSError: it is down or gone, or the kernel does not tell (before 6.8)."""
+    (family,) = struct.unpack("=H", _netdev_family()[_CTRL_FAMILY_ID])
+    second = {_QUEUE_ID: 1, _QUEUE_IFINDEX: ifindex, _QUEUE_TYPE: _QUEUE_RX}
+    asked = {attribute: struct.pack("=I", value) for attribute, value in second.items()}
+    try:
+        _generic(family, _NETDEV_CMD_QUEUE_GET, asked)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return True
+    return False

@@ -34,6 +34,7 @@ class Known:
 
     public_key: bytes
     networks: Sequence[Network] = ()
+    flow_ports: int = 1
     timestamp: bytes = tai64n.NEVER
 
 
@@ -110,6 +111,7 @@ class PathChanges:
         for number, known in list(self._peers.items()):
             kernel.add_peer(number, known.public_key)
             kernel.set_allowed_ips(number, known.networks)
+            kernel.set_flow_ports(number, known.flow_ports)
             kernel.set_timestamp(number, known.timestamp)
             if (endpoint := self._userspace.endpoint(number)) is not None:
                 kernel.set_endpoint(number, endpoint)

@@ -113,6 +113,7 @@ def _build(made: Made, found: Found) -> KernelDatapath:
         attach_mode=interface.attach_mode,
         rekey_after_messages=interface.rekey_after_messages,
         replay_window=interface.replay_window,
+        flow_ports=made.config.flow_ports(),
         found=found,
     )
 

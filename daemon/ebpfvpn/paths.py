@@ -97,7 +97,7 @@ class Paths(PathChanges):
             found.append(one)
         for one in found:
             if one.number is not None:
-                self._peers[one.number] = Known(one.public_key, (), one.timestamp)
+                self._peers[one.number] = Known(one.public_key, timestamp=one.timestamp)
         if self._kernel is not None and self._userspace.sessions():
             self._now_in_front()
         return found
@@ -136,6 +136,11 @@ class Paths(PathChanges):
         wanted = self._peers[peer].networks = tuple(networks)
         for path in self._both():
             path.set_allowed_ips(peer, wanted)
+
+    def set_flow_ports(self, peer: int, count: int) -> None:
+        self._peers[peer].flow_ports = count
+        for path in self._both():
+            path.set_flow_ports(peer, count)
 
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
         for path in self._both():

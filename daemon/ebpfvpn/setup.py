@@ -112,6 +112,7 @@ def bring_up(config: Config, undo: contextlib.ExitStack) -> Interface:
         kept.values(),
         send_buffer=config.interface.send_buffer,
         recv_buffer=config.interface.recv_buffer,
+        flow_ports=config.flow_ports(),
     )
     undo.callback(udp.close)
     _no_link_local(config.name)

@@ -15,6 +15,9 @@ class DeviceStatus(TypedDict):
     """How `open` is attached: native, generic or tc."""
     seal: str
     """How sealed packets leave: xdp or tc."""
+    spread: int
+    """Among how many CPUs messages are shared out while many come; 0: whichever they arrive at
+    opens them."""
     reason: str
     """Why so."""
 
@@ -64,6 +67,7 @@ class PeerStatus(TypedDict):
     """Packets that the latest one, accepted or not, was behind the newest."""
     persistent_keepalive: int
     """Seconds; 0: off."""
+    flow_ports: int
     sessions: list[SessionStatus]
 
 
@@ -131,6 +135,8 @@ def _interface(status: Status) -> Iterator[str]:
     yield f"  path: {datapath['path']}, {datapath['reason']} (process {status['pid']})"
     for device in datapath["devices"]:
         modes = f"open {device['open']}, seal {device['seal']}"
+        if device["spread"]:
+            modes += ", spread over CPUs when busy"
         yield f"    {device['name']}: {modes} ({device['reason']})"
     if "pins" in datapath:
         yield f"  maps: {datapath['pins']}"
@@ -152,6 +158,8 @@ def _peer(peer: PeerStatus, now: float) -> Iterator[str]:
         yield f"  out of order: {dropped}, at most {peer['max_lateness']} packets behind"
     if peer["persistent_keepalive"]:
         yield f"  persistent keepalive: every {_duration(peer['persistent_keepalive'])}"
+    if peer["flow_ports"] > 1:
+        yield f"  flow ports: {peer['flow_ports']}"
     for session in peer["sessions"]:
         yield (
             f"  {session['state']} session: {session['local_index']}, {session['role']}, "

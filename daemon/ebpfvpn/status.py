@@ -81,5 +81,6 @@ def _peer(
         "replayed": traffic.replayed,
         "max_lateness": traffic.max_lateness,
         "persistent_keepalive": config.persistent_keepalive,
+        "flow_ports": config.flow_ports,
         "sessions": found,
     }

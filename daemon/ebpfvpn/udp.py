@@ -79,16 +79,19 @@ class UdpSockets:
         *,
         send_buffer: int | None = None,
         recv_buffer: int | None = None,
+        flow_ports: int = 1,
     ) -> None:
         """`port` 0: the kernel chooses one that is free for both; `kept`: descriptors of an earlier
         daemon's, which go on if the port is theirs; buffers: bytes of each socket, None: the
-        kernel's default. OperatorError."""
+        kernel's default. `flow_ports`: so many ports from that one on are nobody else's; peers send
+        to the first one alone. OperatorError."""
         self._buffers = (
             (socket.SO_SNDBUF, _SO_SNDBUFFORCE, send_buffer),
             (socket.SO_RCVBUF, _SO_RCVBUFFORCE, recv_buffer),
         )
         self._origins: dict[object, tuple[Endpoint, int, int]] = {}
         self._kept: dict[int, socket.socket] = {}
+        self._held: list[socket.socket] = []
         for fd in kept:
             sock = socket.socket(fileno=fd)
             if sock.getsockname()[1] == port:
@@ -98,12 +101,26 @@ class UdpSockets:
         for attempt in range(_PORT_TRIES):
             try:
                 self._open(port, fwmark)
+                for further in range(self.port + 1, self.port + flow_ports):
+                    self._hold(further)
             except OSError as error:
                 self.close()
                 if error.errno == errno.EADDRINUSE and port == 0 and attempt + 1 < _PORT_TRIES:
                     continue
-                raise OperatorError(_refusal(port, error)) from error
+                raise OperatorError(_refusal(port, flow_ports, error)) from error
             return
+
+    def _hold(self, port: int) -> None:
+        """The programs send from it."""
+        if port > 65535:
+            raise OSError(errno.EADDRINUSE, "there is no such port")
+        for family in [sock.family for sock in self.sockets]:
+            held = socket.socket(family, socket.SOCK_DGRAM)
+            self._held.append(held)
+            if family == socket.AF_INET6:
+                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the least there is
+            held.bind(("", port))
 
     def _open(self, port: int, fwmark: int) -> None:
         self.sockets: list[socket.socket] = []
@@ -230,8 +247,9 @@ class UdpSockets:
         ]
 
     def close(self) -> None:
-        for sock in self.sockets:
+        for sock in (*self.sockets, *self._held):
             sock.close()
+        self._held.clear()
 
 
 def _set_buffer(sock: socket.socket, option: int, force: int, size: int | None) -> None:
@@ -247,7 +265,10 @@ def _set_buffer(sock: socket.socket, option: int, force: int, size: int | None) 
         sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
-def _refusal(port: int, error: OSError) -> str:
+def _refusal(port: int, flow_ports: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE and port and flow_ports > 1:
+        last = port + flow_ports - 1
+        return f"one of the UDP ports {port} to {last} is in use; choose another ListenPort"
     if error.errno == errno.EADDRINUSE:
         return f"UDP port {port} is in use; choose another ListenPort"
     return f"cannot open UDP port {port}: {error.strerror}"

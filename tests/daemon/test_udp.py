@@ -215,6 +215,37 @@ def test_a_port_in_use_is_an_error_for_the_operator(family: socket.AddressFamily
             ns.call(UdpSockets, taken.getsockname()[1], 0)
 
 
+def is_free(ns: Namespace, family: socket.AddressFamily, port: int) -> bool:
+    with ns.call(socket.socket, family, socket.SOCK_DGRAM) as sock:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind(("", port))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_flow_ports_are_nobody_elses(family: socket.AddressFamily) -> None:
+    with namespace() as ns:
+        sockets = ns.call(UdpSockets, 0, 0, flow_ports=3)
+        ports = range(sockets.port, sockets.port + 4)
+        assert [is_free(ns, family, port) for port in ports] == [False, False, False, True]
+        sockets.close()
+        assert is_free(ns, family, ports[1])
+
+
+@pytest.mark.parametrize("taken", [51821, 51823])
+def test_a_flow_port_in_use_is_an_error_for_the_operator(taken: int) -> None:
+    with namespace() as ns, ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", taken))
+        message = "one of the UDP ports 51820 to 51823 is in use; choose another ListenPort"
+        with pytest.raises(OperatorError, match=message):
+            ns.call(UdpSockets, 51820, 0, flow_ports=4)
+        assert is_free(ns, socket.AF_INET, 51820)
+
+
 def test_without_ipv6() -> None:
     with namespace() as ns:
         ns.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")

@@ -54,7 +54,7 @@ def read(tun: Tun) -> bytes | None:
 @contextlib.contextmanager
 def node(
     ns: Namespace, *, mtu: int = 1420, port: int = PORT, mode: AttachMode = "auto",
-    addresses: tuple[str, ...] = (), name: str = "",
+    addresses: tuple[str, ...] = (), name: str = "", flow_ports: int = 1,
 ) -> Iterator[Node]:  # fmt: skip
     """One node in a namespace: a TUN with addresses and a datapath."""
     name = name or f"kt{secrets.token_hex(4)}"
@@ -81,6 +81,7 @@ def node(
                 fwmark=0,
                 peers=4,
                 attach_mode=mode,
+                flow_ports=flow_ports,
             )
         )
         undo.callback(ns.call, datapath.remove)

@@ -120,7 +120,7 @@ def test_loopback_is_not_attached(ns: Namespace) -> None:
         one.datapath.add_peer(PEER, bytes(32))
         ns.call(one.datapath.set_endpoint, PEER, Endpoint(ip_address("127.0.0.1"), 51820))
         assert described(one) | {"reason": ""} == {
-            "name": "lo", "open": "socket", "seal": "tc", "reason": "",
+            "name": "lo", "open": "socket", "seal": "tc", "spread": 0, "reason": "",
         }  # fmt: skip
 
 

@@ -38,7 +38,20 @@ def status() -> show.Status:
             "path": "kernel",
             "reason": "first choice",
             "devices": [
-                {"name": "eth7", "open": "tc", "seal": "tc", "reason": "MTU 9001 is above 3498"}
+                {
+                    "name": "eth7",
+                    "open": "tc",
+                    "seal": "tc",
+                    "spread": 0,
+                    "reason": "MTU 9001 is above 3498",
+                },
+                {
+                    "name": "eth8",
+                    "open": "native",
+                    "seal": "xdp",
+                    "spread": 4,
+                    "reason": "first choice",
+                },
             ],
             "pins": f"/sys/fs/bpf/ebpfvpn/{name}",
         },
@@ -56,6 +69,7 @@ def status() -> show.Status:
                 "replayed": 12,
                 "max_lateness": 9120,
                 "persistent_keepalive": 25,
+                "flow_ports": 4,
                 "sessions": [
                     {
                         "local_index": 305419896,
@@ -79,6 +93,7 @@ def status() -> show.Status:
                 "replayed": 0,
                 "max_lateness": 0,
                 "persistent_keepalive": 0,
+                "flow_ports": 1,
                 "sessions": [],
             },
         ],

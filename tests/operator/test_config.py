@@ -190,6 +190,8 @@ def test_interface_values(line: str, field: str, value: object) -> None:
         ("Endpoint = fd00::1:51820", "endpoint", HostPort("fd00::1", 51820)),
         ("Endpoint = a-b_c.example.:65535", "endpoint", HostPort("a-b_c.example.", 65535)),
         ("AllowedIPs = ::1", "allowed_ips", (ip_network("::1/128"),)),
+        ("#! FlowPorts = 1", "flow_ports", 1),
+        ("#! FlowPorts = 64", "flow_ports", 64),
     ],
 )
 def test_peer_values(line: str, field: str, value: object) -> None:
@@ -246,7 +248,16 @@ def test_peer_values(line: str, field: str, value: object) -> None:
         (INTERFACE + "MTU = 1420 #! AttachMode = tc\n", 3, "#!", "at the beginning of the line"),
         (INTERFACE + PEER + "#! AttachMode = tc\n", 5, "AttachMode", "belongs in [Interface]"),
         (INTERFACE + PEER + "AttachMode = tc\n", 5, "AttachMode", "key of ebpfvpn alone"),
-        (INTERFACE + PEER + "#! Colour = red\n", 5, "Colour", "is unknown in [Peer]; take it out"),
+        (INTERFACE + PEER + "#! Colour = red\n", 5, "Colour", "in [Peer]; those are FlowPorts"),
+        (INTERFACE + PEER + "#! FlowPorts = 0\n", 5, "FlowPorts", "from 1 to 64, not '0'"),
+        (INTERFACE + PEER + "#! FlowPorts = 65\n", 5, "FlowPorts", "from 1 to 64, not '65'"),
+        (
+            INTERFACE + "ListenPort = 65533\n" + PEER + "#! FlowPorts = 4\n",
+            6,
+            "FlowPorts",
+            "leads from ListenPort 65533 past the last port",
+        ),
+        (INTERFACE + "#! FlowPorts = 2\n", 3, "FlowPorts", "belongs in [Peer], not in [Interface]"),
         (INTERFACE + PEER + "MTU = 1420\n", 5, "MTU", "belongs in [Interface], not in [Peer]"),
         (INTERFACE + PEER + "DNS = 10.0.0.1\n", 5, "DNS", "belongs in [Interface]"),
         (INTERFACE + "Endpoint = a:1\n", 3, "Endpoint", "belongs in [Peer], not in [Interface]"),

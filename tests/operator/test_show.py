@@ -16,6 +16,7 @@ interface: wg7
   queues: send 104.00 KiB, receive 4.00 MiB, TUN 1000 packets
   path: kernel, first choice (process 4321)
     eth7: open tc, seal tc (MTU 9001 is above 3498)
+    eth8: open native, seal xdp, spread over CPUs when busy (first choice)
   maps: /sys/fs/bpf/ebpfvpn/wg7
 
 peer: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
@@ -25,6 +26,7 @@ peer: xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
   transfer: 1023 B received (7 packets), 3.00 MiB sent (2400 packets)
   out of order: 3 late and 12 replayed dropped, at most 9120 packets behind
   persistent keepalive: every 25 seconds
+  flow ports: 4
   current session: 305419896, initiator, 1 minute, 3 seconds old, next counter 2400
 
 peer: TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=

@@ -448,7 +448,8 @@ def test_aggregate_of_messages_passes(tunnel: Tunnel) -> None:
 
 
 def test_nothing_is_opened_without_configuration(tunnel: Tunnel) -> None:
-    tunnel.loaded.maps["config"].update(bytes(4), bytes(28))
+    config = tunnel.loaded.maps["config"]
+    config.update(bytes(4), bytes(config.value_size))
     for hook in HOOKS:
         check(tunnel, hook, passes("not configured", ARRIVING))
 

@@ -28,8 +28,8 @@ from rows.tunnel import (
 
 HERE = {4: "8.0.0.1", 6: "fd01:0:86dd::1"}
 NOWHERE = {4: "10.77.0.1", 6: "fd77::1"}
-ROOM = 32
-"""Bytes that steer makes behind a packet, for padding and tag."""
+ROOM = 64
+"""Bytes that steer makes behind a packet."""
 
 
 def packet(version: int, data: bytes = bytes(100), *, to: str | None = None) -> bytes:

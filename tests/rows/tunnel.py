@@ -8,7 +8,7 @@ import functools
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address, ip_network
@@ -50,6 +50,10 @@ PEER_PORT = 40000
 INNER_HERE = {4: "10.1.0.1", 6: "fd01::1"}
 INNER_THERE = {4: "10.5.0.9", 6: "fd05::9"}
 ALLOWED = ("10.5.0.0/16", "fd05::/32")
+HEAVY_FOR = 10_000_000
+"""Nanoseconds."""
+NEVER = 2**63
+"""A time."""
 GATEWAY = {4: "192.0.2.254", 6: "2001:db8::fe"}
 
 _SK_BUFF_SIZE = 192
@@ -156,7 +160,8 @@ class Tunnel:
         return self.loaded.programs[program].test_run(packet, ctx)
 
     def set_up(self) -> None:
-        """One peer that may send ALLOWED, with a session and an IPv4 endpoint but no route."""
+        """One peer that may send ALLOWED, with a session and an IPv4 endpoint but no route. What we
+        send it goes by the segmenter."""
         for name in ("sessions", "keys", "windows", "endpoints", "routes", "peers"):
             self._clear(name)
         for name in ("allowed_ips4", "allowed_ips6"):
@@ -176,7 +181,7 @@ class Tunnel:
 
     def configure(
         self, *, mark: bytes = MARK, outer_ifindex: int = OUTER, inner_ifindex: int = INNER,
-        fwmark: int = 0,
+        fwmark: int = 0, seals_in_threads: int = 0,
     ) -> None:  # fmt: skip
         config = layout.Config(
             mark=octets(mark),
@@ -186,11 +191,13 @@ class Tunnel:
             inner_ifindex=inner_ifindex,
             mtu=MTU,
             fwmark=fwmark,
+            seals_in_threads=seals_in_threads,
         )
         self.loaded.maps["config"].update(number(0), bytes(config))
 
     def add_peer(self, peer: int, *networks: str) -> None:
-        self.loaded.maps["peers"].update(number(peer), bytes(layout.Peer(usable=1)))
+        entry = layout.Peer(usable=1, heavy_until=NEVER)
+        self.loaded.maps["peers"].update(number(peer), bytes(entry))
         for text in networks:
             network = ip_network(text)
             name = "allowed_ips4" if network.version == 4 else "allowed_ips6"
@@ -324,12 +331,18 @@ def pins() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def tunnel(replay_window: int = REPLAY_WINDOW) -> Iterator[Tunnel]:
-    """A tunnel's programs, and `dispatch` with its maps."""
+def tunnel(replay_window: int = REPLAY_WINDOW, cpus: Sequence[int] = ()) -> Iterator[Tunnel]:
+    """A tunnel's programs, and `dispatch` with its maps. `cpus`: as told to the programs."""
     with pins() as directory:
-        loaded = objects.load_tunnel(directory, peers=4, xdp=True, replay_window=replay_window)
+        loaded = objects.load_tunnel(
+            directory, peers=4, xdp=True, replay_window=replay_window, cpus=cpus
+        )
         dispatcher = objects.load(objects.BPF / "dispatch.bpf.o", pin_root=directory)
-        loaded.programs |= dispatcher.programs
+        sizes = {name: map_.max_entries for name, map_ in loaded.maps.items()}
+        here = objects.load(
+            BUILD / "seal_here.bpf.o", pin_root=directory, sizes=sizes, replay_window=replay_window
+        )
+        loaded.programs |= dispatcher.programs | here.programs
         loaded.maps |= {name: dispatcher.maps[name] for name in ("dispatch_config", "ports")}
         ring = RingBuffer(loaded.maps["events"])
         try:
@@ -338,3 +351,4 @@ def tunnel(replay_window: int = REPLAY_WINDOW) -> Iterator[Tunnel]:
             ring.close()
             loaded.close()
             dispatcher.close()
+            here.close()

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 import lab
+import measure
 import openvpn_pair
 import tinc_pair
+import underlay
 from foreground import Foreground
 from lab import ROOT, Lab, LabError
 from measurements import MEASUREMENTS
@@ -21,20 +23,40 @@ from openvpn_pair import OpenvpnPair
 from tinc_pair import TincPair
 
 BENCH = str(ROOT / "tools/bench")
+MTU = 1420
 
 
 @pytest.mark.parametrize(
     ("candidates", "options"),
     [
-        (("ebpfvpn-native", "ebpfvpn-generic", "ebpfvpn-userspace", "none"), []),
+        (("ebpfvpn-native", "ebpfvpn-tc", "ebpfvpn-userspace", "none"), []),
         (("ebpfvpn-tc", "wireguard-go"), ["--underlay", "super", "--napi-threaded"]),
         (("ebpfvpn-native", "none"), ["--underlay", "nogro"]),
+        (("ebpfvpn-tc", "ebpfvpn-userspace", "none"), ["--underlay", "jumbo"]),
     ],
 )
 def test_every_measurement_of_every_path(candidates: Sequence[str], options: list[str]) -> None:
     header = every_measurement(candidates, *options)
     kernel = Path("/proc/sys/kernel/osrelease").read_text().strip()
     assert header["settings"]["kernel"] == kernel
+
+
+def test_every_measurement_of_peers_that_take_jumbo_frames() -> None:
+    peers = ("wireguard-go", "openvpn", "nebula", "fastd")
+    settings = every_measurement(peers, "--underlay", "jumbo")["settings"]
+    assert settings["underlay"] == "jumbo"
+
+
+def test_what_cannot_cross_whole_is_not_measured() -> None:
+    def body(here: Lab) -> None:
+        kind = underlay.KINDS["jumbo"]
+        underlay.prepare(here, "jumbo")
+        way = TincPair(here, kind.inner_mtu).up()
+        measure.whole_packets(here, way, 1420)
+        measure.whole_packets(here, way, kind.inner_mtu)
+
+    with pytest.raises(LabError, match=r"^no packet of 8921 bytes crosses: "):
+        lab.in_lab("whole", body)
 
 
 def test_every_measurement_of_peers() -> None:
@@ -68,7 +90,10 @@ def every_measurement(candidates: Sequence[str], *options: str) -> dict[str, Any
         for line in lines
         if "measurement" in line
     }
-    assert set(measured) == {(name, what) for name in candidates for what in MEASUREMENTS}
+    large = {f"udp_{kind.large}_flood" for kind in underlay.KINDS.values()}
+    its_own = f"udp_{underlay.KINDS[header['settings']['underlay']].large}_flood"
+    expected = MEASUREMENTS.keys() - large | {its_own}
+    assert set(measured) == {(name, what) for name in candidates for what in expected}
     assert all(value > 0 for value in measured.values()), measured
     assert f"| | {' | '.join(candidates)} |" in done.stdout.splitlines()
     return header
@@ -76,7 +101,7 @@ def every_measurement(candidates: Sequence[str], *options: str) -> dict[str, Any
 
 def test_openvpn_encrypts_by_the_cipher_that_is_told() -> None:
     def body(here: Lab) -> str:
-        pair = OpenvpnPair(here)
+        pair = OpenvpnPair(here, MTU)
         pair.up()
         return pair.daemons[0].log()
 
@@ -86,7 +111,7 @@ def test_openvpn_encrypts_by_the_cipher_that_is_told() -> None:
 def test_tinc_takes_the_cipher_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tinc_pair, "CIPHER", "nonesuch")
     with pytest.raises(LabError, match=r"^tincd ended .*: .*Unrecognized cipher type"):
-        lab.in_lab("cipher", lambda here: TincPair(here).up())
+        lab.in_lab("cipher", lambda here: TincPair(here, MTU).up())
 
 
 def test_daemon_that_does_not_start_says_why() -> None:
@@ -103,7 +128,11 @@ def test_daemon_that_does_not_start_says_why() -> None:
     ("arguments", "reason"),
     [
         (["ipsec"], "no candidate ipsec: choose from ebpfvpn-native"),
-        (["--underlay", "super", "ebpfvpn-native"], "no super-packets can cross to ebpfvpn-native"),
+        (
+            ["--underlay", "super", "ebpfvpn-native"],
+            "no ebpfvpn-native with --underlay super: XDP cuts super-packets",
+        ),
+        (["--underlay", "jumbo", "tinc"], "no tinc with --underlay jumbo: as Debian builds it"),
         (["--underlay", "nogro", "--napi-threaded"], "--napi-threaded needs GRO"),
         (["--peer", "new"], "new: give NAME=PATH"),
         (["--peer", "tinc=/bin/true"], "tinc is the name of a candidate already"),
@@ -120,9 +149,9 @@ def test_wrong_arguments(arguments: list[str], reason: str) -> None:
 
 def test_tables_of_different_underlays_are_refused(tmp_path: Path) -> None:
     files = []
-    for underlay in ("gro", "nogro"):
-        files.append(str(tmp_path / underlay))
-        settings = {"underlay": underlay}
+    for kind in ("gro", "nogro"):
+        files.append(str(tmp_path / kind))
+        settings = {"underlay": kind}
         Path(files[-1]).write_text(json.dumps({"settings": settings, "versions": {}}) + "\n")
     done = subprocess.run([BENCH, "--table", *files], capture_output=True, text=True)
     assert done.returncode == 1

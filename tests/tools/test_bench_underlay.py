@@ -9,6 +9,7 @@ import pytest
 import lab
 import underlay
 from lab import UNDERLAY, Lab, LabError
+from measurements import MEASUREMENTS
 
 ETHTOOL = """Features for net0:
 tcp-segmentation-offload: on
@@ -35,6 +36,25 @@ def test_every_kind_is_what_it_says() -> None:
                     underlay.check(here, other)
 
     lab.in_lab("underlay", body)
+
+
+def test_tunnels_leave_room_for_their_headers() -> None:
+    mtus = {name: kind.inner_mtu for name, kind in underlay.KINDS.items()}
+    assert mtus == {"super": 1420, "gro": 1420, "nogro": 1420, "jumbo": 8921}
+    assert all(kind.large + 28 <= kind.inner_mtu for kind in underlay.KINDS.values())
+    for kind in underlay.KINDS.values():
+        assert f"udp_{kind.large}_flood" in MEASUREMENTS
+
+
+def test_another_mtu_is_refused() -> None:
+    def body(here: Lab) -> None:
+        underlay.prepare(here, "jumbo")
+        here.right.run("ip", "link", "set", UNDERLAY, "mtu", "1500")
+        underlay.check(here, "jumbo")
+
+    message = "underlay jumbo: the MTU of net0 is 1500 with this tunnel"
+    with pytest.raises(LabError, match=message):
+        lab.in_lab("underlay", body)
 
 
 def test_what_was_changed_since_is_refused() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import bpf_stats
 import loss_places
+import underlay
 from bpf_stats import Runs
 from ebpfvpn.kernel import bpffs, objects
 from ebpfvpn.kernel.program import Program
@@ -87,13 +88,15 @@ def test_runs_are_counted(pinned: Path) -> None:
     assert Runs(5, 70) - Runs(2, 30) == Runs(3, 40)
 
 
-def test_from_end_to_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gro", "jumbo"])
+def test_from_end_to_end(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "profile"
     argv = [str(ROOT / "tools/bench"), "--profile", "--quick", "--output", str(output)]
+    argv += ["--underlay", kind]
     done = subprocess.run([*argv, "ebpfvpn-tc"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     header, *lines = map(json.loads, output.read_text().splitlines())
-    assert header["underlay"] == "gro"
+    assert header["underlay"] == kind
 
     stages = {(line["stage"], line["size"]): line for line in lines if "stage" in line}
     assert set(stages) == {(program, size) for program in STAGES for size in SIZES}
@@ -107,7 +110,8 @@ def test_from_end_to_end(tmp_path: Path) -> None:
         if "program" in line
     }
     assert {program for _, _, program in programs} <= {*OUTWARDS, *INWARDS}
-    for load in ("TCP, 1 stream", "64-byte UDP, flood", "1300-byte UDP, flood"):
+    large = f"{underlay.KINDS[kind].large}-byte UDP, flood"
+    for load in ("TCP, 1 stream", "64-byte UDP, flood", large):
         sealed = programs[f"ebpfvpn-tc, {load}", "left", "seal_tc"]
         opened = programs[f"ebpfvpn-tc, {load}", "right", "open_tc"]
         # Each packet once; a handshake or a lost one may come in between.

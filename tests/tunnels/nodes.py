@@ -32,6 +32,7 @@ MODES = ("native", "generic", "tc")
 _OWN_KEYS = (
     "AttachMode",
     "Datapath",
+    "FlowPorts",
     "RecvBuffer",
     "RekeyAfterMessages",
     "RekeyAfterTime",

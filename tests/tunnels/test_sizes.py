@@ -47,7 +47,7 @@ def test_the_mtu_follows_the_underlay(mtu: int) -> None:
             assert one.devices() == {}
         elif mtu == 9001:
             device = one.device()
-            assert device["open"] in ("generic", "tc")
+            assert device["open"] == "tc"
             assert device["seal"] == "tc"
             assert "native XDP refused" in device["reason"]
             assert "MTU" in device["reason"]

@@ -468,6 +468,23 @@ def test_an_authenticated_packet_moves_the_endpoint(bench: Bench, version: int) 
         assert bench.events() == [Roamed(PEER)]
 
 
+def test_flow_ports_of_the_peer_are_one_endpoint(bench: Bench) -> None:
+    here, first = REMOTE[4], REMOTE[4].port
+    bench.datapath.set_flow_ports(PEER, 4)
+    bench.arrive(message(0, b""), source=here)
+    bench.events()
+    for number in (1, 2, 3):
+        bench.arrive(message(number, b""), source=replace(here, port=first + number))
+    assert (bench.events(), bench.datapath.endpoint(PEER)) == ([], here)
+    bench.arrive(message(4, b""), source=replace(MOVED, port=first + 3))
+    assert bench.datapath.endpoint(PEER) == replace(MOVED, port=first)
+    bench.arrive(message(5, b""), source=replace(MOVED, port=first + 4))
+    assert bench.datapath.endpoint(PEER) == replace(MOVED, port=first + 4)
+    bench.arrive(message(6, b""), source=replace(MOVED, port=first + 3))
+    assert bench.datapath.endpoint(PEER) == replace(MOVED, port=first + 3)
+    assert bench.events() == [Roamed(PEER)] * 3
+
+
 def test_data_that_is_dropped_inside_moves_the_endpoint_too(bench: Bench) -> None:
     bench.arrive(message(0, inner("10.6.0.9", "10.1.0.1")), source=MOVED)
     assert bench.counted() == {"source_not_allowed": 1}

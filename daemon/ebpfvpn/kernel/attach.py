@@ -8,6 +8,7 @@ A device's directory on bpffs says who is there, for tunnels of all processes:
 
     @NETNS-IFINDEX/tunnel-NAME%0/  generation 0 of the tunnel NAME is attached
     @NETNS-IFINDEX/clsact/         the device's clsact qdisc was made by a tunnel
+    @NETNS-IFINDEX/rps...          see rps.py
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from ebpfvpn.kernel import bpffs, dispatcher, hooks
+from ebpfvpn.failures import logged
+from ebpfvpn.kernel import bpffs, cpumap, dispatcher, hooks, rps
 from ebpfvpn.kernel.features import takes_redirect
 from ebpfvpn.kernel.generation import Generation
 from ebpfvpn.kernel.hooks import Filter
 from ebpfvpn.kernel.libbpf import BpfError
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.program import Program
+from ebpfvpn.kernel.segmenter import XDP_MTU
 from ebpfvpn.netlink import Link, Netlink
 
 AttachMode = Literal["auto", "native", "generic", "tc"]
@@ -94,13 +97,19 @@ class Attachment:
     reason: str
     redirect: bool
     """`seal` in XDP may redirect to it."""
+    rps: bool = False
+    """Its one receive queue is shared among CPUs, which is better than XDP."""
+    may_spread: bool = False
+    """`open` may hand messages to other CPUs."""
 
 
 def attach(
-    netlink: Netlink, tunnel: Tunnel, programs: Programs, link: Link, mode: AttachMode
-) -> Attachment:
+    netlink: Netlink, tunnel: Tunnel, programs: Programs, link: Link, mode: AttachMode,
+    *, flow_ports: bool,
+) -> Attachment:  # fmt: skip
     """Never fails: at worst messages go through the UDP socket, and the reason says why. What an
-    earlier daemon attached is replaced without a gap."""
+    earlier daemon attached is replaced without a gap. `flow_ports`: messages come from several
+    ports, so that CPUs can share them."""
     if link.mac is None or link.loopback:
         return Attachment(link.ifindex, link.name, "socket", "no Ethernet device", False)
     refusals: list[str] = []
@@ -109,7 +118,8 @@ def attach(
         directory = _directory(link.ifindex)
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / tunnel.marker).mkdir(exist_ok=True)
-        for candidate in ATTACH_MODES[1:] if mode == "auto" else (mode,):
+        shared = flow_ports and _share(directory, tunnel, link, mode, refusals)
+        for candidate in _candidates(mode, shared, link.mtu):
             try:
                 if candidate == "tc":
                     _attach_tc(tunnel, programs, link.ifindex)
@@ -122,10 +132,53 @@ def attach(
                 kind = "tc" if candidate == "tc" else f"{candidate} XDP"
                 reason = error.reason if isinstance(error, BpfError) else str(error)
                 refusals.append(f"{kind} refused: {reason}")
+        shared = shared and chosen == "tc"
+        if not shared:
+            _stop_sharing(directory, tunnel, link.ifindex)
         _take_away_unused(netlink, tunnel, link.ifindex, chosen)
     reason = "; ".join(refusals) or ("first choice" if mode == "auto" else "asked for")
-    redirect = chosen == "native" and takes_redirect(link)
-    return Attachment(link.ifindex, link.name, chosen, reason, redirect)
+    if shared:
+        reason += ", RPS shares its one receive queue"
+    found = Attachment(link.ifindex, link.name, chosen, reason, False, shared)
+    return look_again(found, link) if chosen == "native" else found
+
+
+def _candidates(mode: AttachMode, shared: bool, mtu: int) -> tuple[AttachMode, ...]:
+    """In their order. Where RPS shares, XDP comes too early: one CPU would decrypt everything."""
+    if mode != "auto":
+        return (mode,)
+    if shared:
+        return ("tc", "native", "generic")
+    # Generic XDP has no GRO behind it; tc has, on the segmenter. Where one packet fills a page
+    # there is little else to be said for it.
+    return ("native", "tc", "generic") if mtu > XDP_MTU else ATTACH_MODES[1:]
+
+
+def _share(
+    directory: Path, tunnel: Tunnel, link: Link, mode: AttachMode, refusals: list[str]
+) -> bool:
+    if mode not in ("auto", "tc"):
+        return False
+    if mode == "auto" and cpumap.usable_cpus() and cpumap.may_spread(link.ifindex):
+        return False  # native XDP does it by itself, while the device is busy
+    try:
+        return rps.share(directory, link.name, tunnel.marker)
+    except OSError as error:
+        refusals.append(f"RPS refused: {error}, so one CPU receives for all flow ports")
+        return False
+
+
+def _stop_sharing(directory: Path, tunnel: Tunnel, ifindex: int) -> None:
+    with logged("RPS, which nobody needs any more, stays on"):
+        rps.stop(directory, ifindex, tunnel.marker)
+
+
+def look_again(native: Attachment, link: Link) -> Attachment:
+    """What the device can do may have changed."""
+    return replace(
+        native, device=link.name, redirect=takes_redirect(link),
+        may_spread=cpumap.may_spread(link.ifindex),
+    )  # fmt: skip
 
 
 def free_for_native(tunnel: Tunnel, ifindex: int) -> None:
@@ -146,6 +199,11 @@ def marks(tunnel: Tunnel, attachment: Attachment) -> set[str]:
     return {tunnel.marker, dispatcher.port_mark(tunnel.listen_port), *dispatcher.PINS}
 
 
+def lasting(names: set[str]) -> set[str]:
+    """Of a device's directory: what says how the device was before any tunnel."""
+    return {name for name in names if name == CLSACT or name.startswith(rps.WRITTEN)}
+
+
 def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
     """Takes the tunnel off a device, and with the last tunnel all that tunnels put there. A
     device that is gone is forgotten."""
@@ -155,6 +213,7 @@ def detach(netlink: Netlink, tunnel: Tunnel, ifindex: int) -> None:
         finally:
             # `deliver` before XDP: what is decrypted meanwhile dies by its MAC address.
             _detach_filters(ifindex, tunnel)
+        _stop_sharing(_directory(ifindex), tunnel, ifindex)
         _leave(netlink, tunnel.marker, ifindex)
 
 

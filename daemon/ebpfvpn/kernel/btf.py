@@ -43,6 +43,15 @@ def field_names(path: Path, structure: str) -> list[str]:
         return list(_fields(btf, identity))
 
 
+def kernel_fields(structure: str) -> list[str]:
+    """The fields of a structure of the running kernel. BpfError: it has no such structure, or no
+    BTF."""
+    with _freed(call_pointer("reading the kernel's BTF", "btf__load_vmlinux_btf")) as btf:
+        identity = call(f"finding {structure}", "btf__find_by_name_kind", btf,
+                        structure.encode(), _KIND_STRUCT)  # fmt: skip
+        return list(_fields(btf, identity))
+
+
 def value_fields(map_: Map) -> dict[str, Field]:
     """The fields of a map's values, as its own BTF has them: it may be that of another version.
     BpfError; KeyError if the map has no BTF."""

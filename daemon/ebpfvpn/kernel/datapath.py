@@ -66,13 +66,14 @@ class KernelDatapath:
         self, name: str, *, tun_ifindex: int, listen_port: int, mtu: int, fwmark: int,
         peers: int, identity: str = "", attach_mode: AttachMode = "auto",
         rekey_after_messages: int = REKEY_AFTER_MESSAGES, replay_window: int = REPLAY_WINDOW,
-        found: Found = NOTHING,
+        flow_ports: int = 1, found: Found = NOTHING,
     ) -> None:  # fmt: skip
         """`mtu` is the TUN's; `fwmark` 0: none; `peers`: how many there are; `replay_window`:
-        packets; `identity` and `found`: see adoption.py. DatapathError: the machine lacks
-        something."""
+        packets; `flow_ports`: of the peer that has most; `identity` and `found`: see adoption.py.
+        DatapathError: the machine lacks something."""
         self._mode: AttachMode = attach_mode
         self._mtu = mtu
+        self._flow_ports = flow_ports
         self._send_failed = 0
         self._closing = contextlib.ExitStack()
         facts = Facts(
@@ -122,6 +123,7 @@ class KernelDatapath:
         self._ways = Ways(
             loaded, self._netlink, Tunnel.of(self._generation),
             Programs.of(self._mark, loaded.programs), self._mtu, facts.fwmark, self._mode,
+            flow_ports=self._flow_ports > 1,
         )  # fmt: skip
         devices = attach.attached_devices(self._generation)
         self._ways.adopt(ifindex for netns, ifindex in devices if netns == facts.netns)
@@ -153,6 +155,7 @@ class KernelDatapath:
                 reason += f"; seal: {self._sealing.reason}"
             devices.append(
                 {"name": attachment.device, "open": attachment.open, "seal": seal, "reason": reason}
+                | {"spread": self._ways.spread[attachment.ifindex]}
             )
         return {"path": "kernel", "devices": devices, "pins": str(self._generation.pins)}
 
@@ -240,6 +243,10 @@ class KernelDatapath:
 
     def set_usable(self, peer: int, usable: bool) -> None:
         to = layout.SetPeer(peer=peer, fields=layout.SET_USABLE, usable=usable)
+        self._loaded.programs["set_peer"].syscall(to)
+
+    def set_flow_ports(self, peer: int, count: int) -> None:
+        to = layout.SetPeer(peer=peer, fields=layout.SET_FLOW_PORTS, flow_ports=count)
         self._loaded.programs["set_peer"].syscall(to)
 
     def set_timestamp(self, peer: int, timestamp: bytes) -> None:

@@ -115,9 +115,7 @@ class Devices:
         watched.attachment = attachment
         watched.state = self._links.state(ifindex) or watched.state
         watched.tried = watched.state.mtu, watched.state.up
-        watched.marks = attach.marks(self._tunnel, attachment)
-        if attach.CLSACT in _names(ifindex):
-            watched.marks.add(attach.CLSACT)
+        watched.marks = attach.marks(self._tunnel, attachment) | attach.lasting(_names(ifindex))
         watched.dispatcher = 0
         watched.ports = None
         if attachment.open in _XDP:
@@ -173,7 +171,7 @@ class Devices:
     def _may_do_better(self, watched: _Watched, attachment: Attachment, now: float) -> bool:
         """Whether it is worth trying again what was refused, without disturbing anything."""
         first = "native" if self._mode == "auto" else self._mode
-        if attachment.open == first or not watched.backoff.due(now):
+        if attachment.open == first or attachment.rps or not watched.backoff.due(now):
             return False
         if attachment.open == "generic":
             # To find out what the driver says takes the program off: once, after each change.
@@ -191,10 +189,10 @@ class Devices:
             return []
         if not missing and before.open == "generic":
             attach.free_for_native(self._tunnel, ifindex)
-        after = attach.attach(self._netlink, self._tunnel, self._programs, link, self._mode)
-        self._ways.attachments[ifindex] = after
-        if attach.CLSACT in watched.marks and after.open != "socket":
-            (_directory(ifindex) / attach.CLSACT).mkdir(exist_ok=True)
+        after = self._ways.attach(link)
+        if after.open != "socket":
+            for name in attach.lasting(watched.marks):
+                (_directory(ifindex) / name).mkdir(exist_ok=True)
         self._note(watched, after)
         if missing:
             watched.backoff.restart(now)

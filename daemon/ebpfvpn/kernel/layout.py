@@ -11,13 +11,14 @@ import sys
 from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 from ipaddress import IPv4Address, IPv6Address
 
-LAYOUT = 4
+LAYOUT = 7
 """Maps of another number are not read: their tunnel goes on beside ours (generation.py)."""
 
 ADDRESS_LENGTH = 16
 KEY_LENGTH = 32
 MAC_LENGTH = 6
 TIMESTAMP_LENGTH = 12
+MOST_CPUS = 8
 
 ROUTE_NEIGHBOUR = 1
 ROUTE_XDP = 2
@@ -31,6 +32,7 @@ SET_NEXT = 2
 SET_USABLE = 4
 SET_MAX_INNER = 8
 SET_TIMESTAMP = 16
+SET_FLOW_PORTS = 32
 
 Address = IPv4Address | IPv6Address
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -45,6 +47,7 @@ class Config(Structure):
         ("inner_ifindex", c_uint32),
         ("mtu", c_uint32),
         ("fwmark", c_uint32),
+        ("seals_in_threads", c_uint32),
     )
 
 
@@ -67,10 +70,13 @@ class Peer(Structure):
         ("last_data_received", c_uint64),
         ("unacknowledged_since", c_uint64),
         ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
-        ("reserved", c_uint32),
+        ("flow_ports", c_uint32),
         ("replayed", c_uint64),
         ("late", c_uint64),
         ("max_lateness", c_uint64),
+        ("heavy_until", c_uint64),
+        ("looked", c_uint64),
+        ("packets_then", c_uint64),
     )
 
 
@@ -95,6 +101,20 @@ class SessionKeys(Structure):
 
 class WindowGeometry(Structure):
     _fields_ = (("size", c_uint32), ("order", c_uint32))
+
+
+class CpuList(Structure):
+    _fields_ = (("count", c_uint32), ("cpus", c_uint32 * MOST_CPUS))
+
+
+class Spread(Structure):
+    _fields_ = (("since", c_uint64), ("bytes", c_uint64), ("busy_until", c_uint64))
+
+
+class CpuEntry(Structure):
+    """The kernel's struct bpf_cpumap_val: an entry of `cpus`."""
+
+    _fields_ = (("queue", c_uint32), ("program", c_uint32))
 
 
 class Endpoint(Structure):
@@ -152,7 +172,7 @@ class SetPeer(Structure):
         ("max_inner", c_uint32),
         ("expires", c_uint64),
         ("timestamp", c_uint8 * TIMESTAMP_LENGTH),
-        ("reserved", c_uint32),
+        ("flow_ports", c_uint32),
     )
 
 
@@ -168,6 +188,8 @@ STRUCTURES: dict[str, type[Structure]] = {
     "session": Session,
     "session_keys": SessionKeys,
     "window_geometry": WindowGeometry,
+    "cpu_list": CpuList,
+    "spread": Spread,
     "endpoint": Endpoint,
     "route_key": RouteKey,
     "route": Route,

@@ -91,6 +91,7 @@ def library() -> ctypes.CDLL:
         "ring_buffer__new": [c_int, SampleFunction, c_void_p, c_void_p],
         "btf__parse": [c_char_p, c_void_p],
         "btf__load_from_kernel_by_id": [c_uint32],
+        "btf__load_vmlinux_btf": [],
         "btf__type_by_id": [c_void_p, c_uint32],
         "btf__name_by_offset": [c_void_p, c_uint32],
         "bpf_program__name": [c_void_p],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from ctypes import byref, c_char_p, c_size_t, c_void_p, sizeof
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ebpfvpn.datapath import REPLAY_WINDOW, DatapathError
-from ebpfvpn.kernel import window
-from ebpfvpn.kernel.libbpf import VerifierError, call, call_pointer, library
+from ebpfvpn.kernel import cpumap, window
+from ebpfvpn.kernel.libbpf import VerifierError, call, call_pointer, library, possible_cpus
 from ebpfvpn.kernel.map import Map
 from ebpfvpn.kernel.program import Program
 
@@ -55,10 +55,12 @@ def load(
     programs: Collection[str] | None = None,
     sizes: Mapping[str, int] | None = None,
     replay_window: int | None = None,
+    cpus: Sequence[int] = (),
 ) -> Object:
     """Loads an object file: all its programs, or those named. Maps that are pinned by name are
     shared with what is pinned in `pin_root` already, and else pinned there. `sizes`: entries, by
-    map, where not the object's own; `replay_window` likewise: packets. VerifierError, BpfError."""
+    map, where not the object's own; `replay_window` likewise: packets; `cpus`: those that open
+    messages for others. VerifierError, BpfError."""
     options = _OpenOptions(
         sz=sizeof(_OpenOptions), pin_root_path=os.fsencode(pin_root) if pin_root else None
     )
@@ -77,6 +79,8 @@ def load(
                 call("sizing maps", "bpf_map__set_max_entries", map_, ctypes.c_uint32(size))
         if replay_window is not None:
             _set_window(handle, replay_window)
+        if cpus:
+            _set_cpus(handle, cpus)
         call(f"loading {path.name}", "bpf_object__load", handle, error=VerifierError)
         # Our own descriptors outlive libbpf's object, whose memory is not needed any more.
         loaded = Object()
@@ -105,6 +109,14 @@ def _set_window(handle: c_void_p, packets: int) -> None:
             call(what, "bpf_map__set_initial_value", map_, geometry, c_size_t(len(geometry)))
 
 
+def _set_cpus(handle: c_void_p, cpus: Sequence[int]) -> None:
+    what = "choosing CPUs"
+    told = cpumap.constants(cpus)
+    for map_ in _each(handle, "bpf_object__next_map"):
+        if _name(map_, "bpf_map__name") == cpumap.CONSTANTS:
+            call(what, "bpf_map__set_initial_value", map_, told, c_size_t(len(told)))
+
+
 def _each(handle: c_void_p, function: str) -> Iterator[c_void_p]:
     item = getattr(library(), function)(handle, None)
     while item:
@@ -118,19 +130,26 @@ def _name(item: c_void_p, function: str) -> str:
 
 
 def load_tunnel(
-    directory: Path, *, peers: int, xdp: bool, replay_window: int = REPLAY_WINDOW
-) -> Object:
+    directory: Path, *, peers: int, xdp: bool, replay_window: int = REPLAY_WINDOW,
+    cpus: Sequence[int] | None = None,
+) -> Object:  # fmt: skip
     """Loads tc.bpf.o and, if told, xdp.bpf.o, which share their maps, and pins everything in
     `directory`: maps that are pinned there are used as they are, programs are replaced. New maps
     have room for so many peers: a hash table takes memory for what it may hold;
-    `replay_window`: packets. DatapathError."""
+    `replay_window`: packets; `cpus`: those that open messages for
+    others, where not all that may. DatapathError."""
     loaded = Object()
     sizes = {name: _size(directory / name, entries * peers) for name, entries in _PER_PEER.items()}
+    sizes[cpumap.MAP] = possible_cpus()
+    if cpus is None:
+        cpus = cpumap.usable_cpus()
     try:
         for path in (TC_OBJECT, XDP_OBJECT) if xdp else (TC_OBJECT,):
             if not path.exists():
                 raise DatapathError(f"{path} is missing: run make bpf")
-            part = load(path, pin_root=directory, sizes=sizes, replay_window=replay_window)
+            part = load(
+                path, pin_root=directory, sizes=sizes, replay_window=replay_window, cpus=cpus
+            )
             loaded.programs |= part.programs
             # Only what is pinned is shared; constants are not needed.
             for name, map_ in part.maps.items():

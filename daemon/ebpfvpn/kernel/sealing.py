@@ -75,6 +75,7 @@ class Sealing:
             inner_ifindex=to.inner,
             mtu=self._mtu,
             fwmark=facts.fwmark,
+            seals_in_threads=self.seal == "xdp",
         )
         self._loaded.maps["config"].update(number(0), bytes(config))
 
@@ -185,6 +186,7 @@ class Sealing:
         """The rest of `repair`, when it is due."""
         if self._xdp_due and now >= self._xdp_due:
             self._attach_xdp()
+            self._configure(self._segmenter)
 
     def missing(self, links: Links) -> list[str]:
         """What must be made anew, with the packets left out: devices, or their links."""
@@ -235,6 +237,7 @@ class Sealing:
         """In their places. BpfError."""
         self._attach_filters()
         self._attach_xdp()
+        self._configure(self._segmenter)
 
     def close(self) -> None:
         """Lets go of the sockets."""

@@ -13,7 +13,7 @@ from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.failures import logged
 from ebpfvpn.kernel import attach, layout
 from ebpfvpn.kernel.attach import Attachment, AttachMode, Programs, Tunnel
-from ebpfvpn.kernel.features import takes_redirect
+from ebpfvpn.kernel.cpumap import CpuMap
 from ebpfvpn.kernel.layout import number, octets, pack_address, unpack_address
 from ebpfvpn.kernel.map import BPF_F_LOCK
 from ebpfvpn.kernel.objects import Object
@@ -32,17 +32,19 @@ class Ways:
 
     def __init__(
         self, loaded: Object, netlink: Netlink, tunnel: Tunnel, programs: Programs, mtu: int,
-        fwmark: int, mode: AttachMode,
+        fwmark: int, mode: AttachMode, *, flow_ports: bool,
     ) -> None:  # fmt: skip
         self._endpoints = loaded.maps["endpoints"]
         self._routes = loaded.maps["routes"]
         self._set_peer = loaded.programs["set_peer"]
+        self._cpumap = CpuMap(loaded.maps, loaded.programs)
         self._netlink = netlink
         self.tunnel = tunnel
         self.programs = programs
         self._mtu = mtu
         self._fwmark = fwmark
         self.mode: AttachMode = mode
+        self._flow_ports = flow_ports
         self._links: dict[int, Link] = {}
         self._neighbours: Neighbours = {}
         self._neighbours_known = 0.0
@@ -54,6 +56,8 @@ class Ways:
         self._failed: dict[int, str] = {}
         """By peer: what was said in the log already."""
         self.attachments: dict[int, Attachment] = {}
+        self.spread: dict[int, int] = {}
+        """By device, over how many CPUs its messages are spread while it is busy."""
 
     def adopt(self, devices: Iterable[int]) -> None:
         """Goes on with the endpoints that are known, and on devices where an earlier daemon was."""
@@ -63,6 +67,7 @@ class Ways:
                 self._attach(ifindex)
             else:
                 attach.detach(self._netlink, self.tunnel, ifindex)
+        self._cpumap.keep(self.attachments)
         routes = set(self._routes.keys())
         for key in [*self._endpoints.keys()]:
             self._resolve(layout.from_number(key))
@@ -105,11 +110,9 @@ class Ways:
             link = self._links.get(ifindex)
             if link is None:
                 attach.detach(self._netlink, self.tunnel, ifindex)
-                del self.attachments[ifindex]
+                self._detached(ifindex)
             elif attachment.open == "native":
-                self.attachments[ifindex] = Attachment(
-                    ifindex, link.name, "native", attachment.reason, takes_redirect(link)
-                )
+                self.attached(attach.look_again(attachment, link))
         for key in self._endpoints.keys():  # noqa: SIM118
             self._resolve(layout.from_number(key))
 
@@ -117,13 +120,25 @@ class Ways:
         for ifindex in self.attachments:
             with logged("messages may still be opened by the kernel path"):
                 attach.stop_opening(self.tunnel, ifindex)
+        with logged("what is on its way to another CPU may still be opened by the kernel path"):
+            self._cpumap.keep(())
 
     def detach(self) -> None:
         """From all devices. What fails is logged."""
         for ifindex in list(self.attachments):
             with logged("what is left on a device cannot be taken away"):
                 attach.detach(self._netlink, self.tunnel, ifindex)
-            del self.attachments[ifindex]
+            self._detached(ifindex)
+
+    def attached(self, attachment: Attachment) -> None:
+        """Takes note of what was done to a device."""
+        ifindex = attachment.ifindex
+        self.attachments[ifindex] = attachment
+        self.spread[ifindex] = self._cpumap.spread(ifindex, attachment.may_spread)
+
+    def _detached(self, ifindex: int) -> None:
+        del self.attachments[ifindex], self.spread[ifindex]
+        self._cpumap.spread(ifindex, False)
 
     def _find_links(self) -> None:
         self._links = {link.ifindex: link for link in self._netlink.links()}
@@ -202,9 +217,16 @@ class Ways:
     def _attach(self, ifindex: int) -> None:
         link = self._links.get(ifindex)
         if link is not None and ifindex not in self.attachments:
-            self.attachments[ifindex] = attach.attach(
-                self._netlink, self.tunnel, self.programs, link, self.mode
-            )
+            self.attach(link)
+
+    def attach(self, link: Link) -> Attachment:
+        """Also again, for what is better now, or gone."""
+        found = attach.attach(
+            self._netlink, self.tunnel, self.programs, link, self.mode,
+            flow_ports=self._flow_ports,
+        )  # fmt: skip
+        self.attached(found)
+        return found
 
     def _entry(self, way: Way) -> bytes:
         attachment = self.attachments[way.link.ifindex]

@@ -236,6 +236,10 @@ class UserspaceDatapath:
     def set_allowed_ips(self, peer: int, networks: Iterable[Network]) -> None:
         self._peers.set_allowed_ips(peer, networks)
 
+    def set_flow_ports(self, peer: int, count: int) -> None:
+        """What is sealed here leaves by one port: there is one thread to work on it."""
+        self._peers[peer].flow_ports = count
+
     def set_endpoint(self, peer: int, endpoint: Endpoint) -> None:
         self._set_endpoint(self._peers[peer], endpoint)
 

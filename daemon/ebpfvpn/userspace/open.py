@@ -119,6 +119,8 @@ class Opening:
             peer.next, peer.current = None, session
             self._events.append(Confirmed(peer.number, session.known.local_index))
         if peer.endpoint is not source:
+            if peer.flow_ports > 1:
+                source = source.of_flow(peer.endpoint, peer.flow_ports)
             if peer.endpoint != source:
                 self._roam(peer, source)
             else:

@@ -17,7 +17,7 @@ class Peer:
     """Public attributes, because every packet goes through them. Times as in Traffic."""
 
     __slots__ = (
-        "current", "destination", "endpoint", "last_data_received", "last_data_sent",
+        "current", "destination", "endpoint", "flow_ports", "last_data_received", "last_data_sent",
         "last_received", "last_sent", "late", "max_inner", "max_lateness", "next", "number",
         "public_key", "replayed", "rx_bytes", "rx_packets", "tx_bytes", "tx_packets",
         "unacknowledged_since", "unanswered_since", "usable",
@@ -29,6 +29,8 @@ class Peer:
         self.endpoint: Endpoint | None = None
         self.destination: Destination | None = None
         """Of the endpoint."""
+        self.flow_ports = 1
+        """See Datapath.set_flow_ports."""
         self.max_inner = 0
         """See Datapath.max_inner."""
         self.usable = False
