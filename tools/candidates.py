@@ -38,8 +38,8 @@ DEBIAN = {
 NATIVE, TC = "ebpfvpn-native", "ebpfvpn-tc"
 
 KERNEL = {NATIVE: "native", TC: "tc"}
-"""Ours by their attach mode. Generic XDP on a veth does not see what a tc program has redirected to it,
-so that it would be tc that is measured."""
+"""Ours by their attach mode. Generic XDP on a veth does not see what a tc program has redirected to
+it: it would be tc that is measured."""
 
 
 def no_tunnel(here: Lab, _mtu: int) -> Way:
