@@ -64,9 +64,10 @@ static __always_inline int aead_block(
 static __always_inline int aead_blocks(packet_t *packet, struct aead *a,
 	const struct chacha20_key *key, __u32 count, enum direction direction)
 {
-	if (count > BLOCKS_AT_ONCE)
-		count = BLOCKS_AT_ONCE;
-	for (; count; count--) {
+	__u32 i;
+
+	/* Linux 6.1 only sees an end to it where a known number is counted up to another. */
+	for (i = 0; i < BLOCKS_AT_ONCE && i < count; i++) {
 		if (aead_block(packet, a, key, direction))
 			return -1;
 	}

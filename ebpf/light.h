@@ -12,7 +12,7 @@
 	64 /* in that time: a sender that seals them is busy with it for 80 us or so */
 /* Longer than it takes to seal what is in the segmenter's queues, for light traffic overtakes that.
  */
-#define HEAVY_FOR 10000000ULL
+#define HEAVY_FOR 100000000ULL
 
 /* From now on, for a while. */
 static __always_inline void make_heavy(struct peer *peer, __u64 now)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
-/* Sealing: from an inner packet on the segmenter to a message on its way to the peer. */
+/* Sealing: from an inner packet in a frame of ours to a message on its way to the peer. */
 #ifndef EBPFVPN_SEAL_H
 #define EBPFVPN_SEAL_H
 

@@ -6,28 +6,30 @@
 #include "inner_checksum.h"
 #include "seal.h"
 
-static __always_inline int to_segmenter(const struct config *c, struct peer *peer, __u64 now)
+static __always_inline int to_segmenter(__u32 segmenter, struct peer *peer, __u64 now)
 {
 	make_heavy(peer, now); /* nothing overtakes it */
-	return bpf_redirect(c->outer_ifindex, 0);
+	return bpf_redirect(segmenter, 0);
 }
 
-/* Takes a linear frame of steer's, to be sealed on this CPU or by the segmenter. */
+/* Takes a frame of steer's, to be sealed on this CPU or by the segmenter: its outer end, not 0. */
 static __always_inline int seal_here(
-	struct __sk_buff *skb, const struct config *c, struct peer *peer, __u64 now)
+	struct __sk_buff *skb, __u32 segmenter, struct peer *peer, __u64 now)
 {
-	int done;
+	int done, verdict;
 
 	/* A tunnel inside the tunnel may have left a checksum to the device that is further in; the
 	 * kernel does not let its length be changed. */
-	if (bpf_skb_change_tail(skb, skb->len, 0))
-		return to_segmenter(c, peer, now);
+	if (bpf_skb_pull_data(skb, skb->len) || bpf_skb_change_tail(skb, skb->len, 0))
+		return to_segmenter(segmenter, peer, now);
 	done = complete_checksum(skb);
 	if (done == -2)
 		return drop(helper_failed);
 	if (done)
-		return to_segmenter(c, peer, now);
-	return seal_packet(skb, c->outer_ifindex);
+		return to_segmenter(segmenter, peer, now);
+	verdict = seal_packet(skb, segmenter);
+	/* A sender does not hear of what is lost on the segmenter: TCP would slow down. */
+	return verdict == TC_ACT_SHOT ? TC_ACT_STOLEN : verdict;
 }
 
 #endif

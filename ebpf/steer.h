@@ -93,7 +93,7 @@ int steer(struct __sk_buff *skb)
 	struct config *c = tunnel_config();
 	__u64 now = bpf_ktime_get_boot_ns();
 	struct peer *peer;
-	__u32 *number;
+	__u32 *number, segmenter;
 	int light;
 
 	if (ip + sizeof(struct ipv6hdr) > end) {
@@ -106,7 +106,8 @@ int steer(struct __sk_buff *skb)
 	}
 	if (!c)
 		return TC_ACT_SHOT;
-	if (!c->outer_ifindex) /* it is being made anew */
+	segmenter = *(volatile __u32 *)&c->outer_ifindex;
+	if (!segmenter) /* it is being made anew */
 		return pass(pass_no_usable_session);
 	number = inner_peer(ip, end, 0);
 	if (!number)
@@ -116,10 +117,12 @@ int steer(struct __sk_buff *skb)
 		return pass(pass_no_usable_session);
 	if (is_too_big(skb, peer, ip, end))
 		return pass(pass_too_big);
-	light = is_light(peer, c, skb->gso_size > 0, now) && !bpf_skb_pull_data(skb, skb->len);
+	light = is_light(peer, c, skb->gso_size > 0, now);
+	if (light)
+		bpf_skb_pull_data(skb, skb->len); /* so that room can be made behind it */
 	if (make_frame(skb, c, *number, peer->flow_ports))
 		return drop(helper_failed);
-	return light ? seal_here(skb, c, peer, now) : bpf_redirect(c->outer_ifindex, 0);
+	return light ? seal_here(skb, segmenter, peer, now) : bpf_redirect(segmenter, 0);
 }
 
 #endif

@@ -174,7 +174,7 @@ def _receiver(here: Lab) -> Iterator[Receiver]:
     with ExitStack() as closing:
         arrivals = objects.load(ROOT / "build" / "arrivals.bpf.o")
         closing.callback(arrivals.close)
-        one = closing.enter_context(node(ns, flow_ports=FLOWS, addresses=(INNER[0],)))
+        one = closing.enter_context(node(ns, mode="tc", flow_ports=FLOWS, addresses=(INNER[0],)))
         datapath = one.datapath
         datapath.add_peer(PEER, bytes(32))
         datapath.set_flow_ports(PEER, FLOWS)

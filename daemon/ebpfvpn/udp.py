@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import select
 import socket
 import struct
@@ -68,6 +69,9 @@ class Arrival:
     """TOS byte or traffic class."""
 
 
+log = logging.getLogger(__name__)
+
+
 class UdpSockets:
     """One for IPv4 and, where the machine has it, one for IPv6, on the same port."""
 
@@ -83,8 +87,8 @@ class UdpSockets:
     ) -> None:
         """`port` 0: the kernel chooses one that is free for both; `kept`: descriptors of an earlier
         daemon's, which go on if the port is theirs; buffers: bytes of each socket, None: the
-        kernel's default. `flow_ports`: so many ports from that one on are nobody else's; peers send
-        to the first one alone. OperatorError."""
+        kernel's default. `flow_ports`: so many ports from that one on are nobody else's, as far as
+        they are free; peers send to the first one alone. OperatorError."""
         self._buffers = (
             (socket.SO_SNDBUF, _SO_SNDBUFFORCE, send_buffer),
             (socket.SO_RCVBUF, _SO_RCVBUFFORCE, recv_buffer),
@@ -101,26 +105,31 @@ class UdpSockets:
         for attempt in range(_PORT_TRIES):
             try:
                 self._open(port, fwmark)
-                for further in range(self.port + 1, self.port + flow_ports):
-                    self._hold(further)
+                self._hold(range(self.port + 1, self.port + flow_ports), must_be_free=port == 0)
             except OSError as error:
                 self.close()
                 if error.errno == errno.EADDRINUSE and port == 0 and attempt + 1 < _PORT_TRIES:
                     continue
-                raise OperatorError(_refusal(port, flow_ports, error)) from error
+                raise OperatorError(_refusal(port, error)) from error
             return
 
-    def _hold(self, port: int) -> None:
-        """The programs send from it."""
-        if port > 65535:
+    def _hold(self, ports: range, *, must_be_free: bool) -> None:
+        """The programs send from these, and can do so where somebody else has one. OSError."""
+        if ports.stop > 65536:
             raise OSError(errno.EADDRINUSE, "there is no such port")
-        for family in [sock.family for sock in self.sockets]:
-            held = socket.socket(family, socket.SOCK_DGRAM)
-            self._held.append(held)
-            if family == socket.AF_INET6:
-                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the least there is
-            held.bind(("", port))
+        for port in ports:
+            for sock in self.sockets:
+                held = socket.socket(sock.family, socket.SOCK_DGRAM)
+                self._held.append(held)
+                if sock.family == socket.AF_INET6:
+                    held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the least there is
+                try:
+                    held.bind(("", port))
+                except OSError as error:
+                    if must_be_free or error.errno != errno.EADDRINUSE:
+                        raise
+                    log.warning("flow port %d is in use by another program, and by this one", port)
 
     def _open(self, port: int, fwmark: int) -> None:
         self.sockets: list[socket.socket] = []
@@ -265,10 +274,7 @@ def _set_buffer(sock: socket.socket, option: int, force: int, size: int | None) 
         sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
-def _refusal(port: int, flow_ports: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE and port and flow_ports > 1:
-        last = port + flow_ports - 1
-        return f"one of the UDP ports {port} to {last} is in use; choose another ListenPort"
+def _refusal(port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"UDP port {port} is in use; choose another ListenPort"
     return f"cannot open UDP port {port}: {error.strerror}"

@@ -99,7 +99,7 @@ def test_modes(ns: Namespace, mode: AttachMode) -> None:
     assert_untouched(ns)
 
 
-def test_generic_where_native_is_refused(ns: Namespace) -> None:
+def test_tc_where_native_refuses_the_mtu(ns: Namespace) -> None:
     ns.run("ip", "link", "set", DEVICE, "mtu", "1400")
     # veth looks at its peer's MTU.
     with namespace() as third:
@@ -109,7 +109,7 @@ def test_generic_where_native_is_refused(ns: Namespace) -> None:
             one.datapath.add_peer(PEER, bytes(32))
             endpoint = Endpoint(ip_address("198.51.100.2"), 51820)
             ns.call(one.datapath.set_endpoint, PEER, endpoint)
-            assert described(one)["open"] == "generic"
+            assert described(one)["open"] == "tc"
             assert described(one)["seal"] == "tc"
             assert "native XDP refused: " in described(one)["reason"]
             assert "MTU" in described(one)["reason"]

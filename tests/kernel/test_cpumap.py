@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from ebpfvpn import genetlink
 from ebpfvpn.endpoint import Endpoint
 from ebpfvpn.genetlink import has_one_receive_queue
 from ebpfvpn.kernel import cpumap, layout, leftovers
@@ -186,3 +187,11 @@ def test_who_gives_its_sessions_away_opens_nothing_on_another_cpu() -> None:
         assert devices(one) == {one.ns.ifindex(DEVICE)}
         one.ns.call(one.datapath.release)
         assert devices(one) == set()
+
+
+def test_a_device_that_is_down_may_have_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Linux 6.8 to 6.12 the kernel sends an empty datagram."""
+    monkeypatch.setattr(genetlink, "messages", lambda _: [])
+    with pytest.raises(OSError, match="No such file or directory"):
+        has_one_receive_queue(1)
+    assert not cpumap.may_spread(1)

@@ -92,6 +92,20 @@ def test_where_a_cpu_map_shares(ns: Namespace, monkeypatch: pytest.MonkeyPatch) 
         assert (mask(ns), marks(ns)) == (0, [])
 
 
+@several_cpus
+def test_where_a_cpu_map_could_share_but_for_the_mtu(
+    both: tuple[Namespace, Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the veth's peer."""
+    monkeypatch.setattr(cpumap, "usable_cpus", lambda: CPU_MAP_CPUS)
+    ns, other = both
+    other.run("ip", "link", "set", DEVICE, "mtu", "9000")
+    with node(ns, flow_ports=2) as one:
+        assert use(one)["open"] == "tc"
+        assert mask(ns) == ALL
+    assert (mask(ns), marks(ns)) == (0, [])
+
+
 @given(st.integers(0, 2**300))
 def test_mask_as_the_kernel_reads_it(mask: int) -> None:
     assert rps.parse(rps.text(mask) + "\n") == mask

@@ -50,7 +50,7 @@ PEER_PORT = 40000
 INNER_HERE = {4: "10.1.0.1", 6: "fd01::1"}
 INNER_THERE = {4: "10.5.0.9", 6: "fd05::9"}
 ALLOWED = ("10.5.0.0/16", "fd05::/32")
-HEAVY_FOR = 10_000_000
+HEAVY_FOR = 100_000_000
 """Nanoseconds."""
 NEVER = 2**63
 """A time."""

@@ -118,8 +118,12 @@ def attach(
         directory = _directory(link.ifindex)
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / tunnel.marker).mkdir(exist_ok=True)
-        shared = flow_ports and _share(directory, tunnel, link, mode, refusals)
-        for candidate in _candidates(mode, shared, link.mtu):
+        # Native XDP shares by itself, while the device is busy.
+        waits = mode == "auto" and _can_spread(link)
+        shared = flow_ports and not waits and _share(directory, tunnel, link, mode, refusals)
+        candidates = _candidates(mode, shared, link.mtu)
+        while candidates:
+            candidate, *candidates = candidates
             try:
                 if candidate == "tc":
                     _attach_tc(tunnel, programs, link.ifindex)
@@ -132,6 +136,9 @@ def attach(
                 kind = "tc" if candidate == "tc" else f"{candidate} XDP"
                 reason = error.reason if isinstance(error, BpfError) else str(error)
                 refusals.append(f"{kind} refused: {reason}")
+                if candidate == "native" and flow_ports and waits:
+                    shared = _share(directory, tunnel, link, mode, refusals)
+                    candidates = ["tc", "generic"] if shared else candidates
         shared = shared and chosen == "tc"
         if not shared:
             _stop_sharing(directory, tunnel, link.ifindex)
@@ -143,15 +150,15 @@ def attach(
     return look_again(found, link) if chosen == "native" else found
 
 
-def _candidates(mode: AttachMode, shared: bool, mtu: int) -> tuple[AttachMode, ...]:
-    """In their order. Where RPS shares, XDP comes too early: one CPU would decrypt everything."""
+def _candidates(mode: AttachMode, shared: bool, mtu: int) -> list[AttachMode]:
+    """In their order. Native XDP comes before RPS: one CPU would decrypt everything."""
     if mode != "auto":
-        return (mode,)
+        return [mode]
     if shared:
-        return ("tc", "native", "generic")
+        return ["tc", "native", "generic"]
     # Generic XDP has no GRO behind it; tc has, on the segmenter. Where one packet fills a page
     # there is little else to be said for it.
-    return ("native", "tc", "generic") if mtu > XDP_MTU else ATTACH_MODES[1:]
+    return ["native", "tc", "generic"] if mtu > XDP_MTU else [*ATTACH_MODES[1:]]
 
 
 def _share(
@@ -159,8 +166,6 @@ def _share(
 ) -> bool:
     if mode not in ("auto", "tc"):
         return False
-    if mode == "auto" and cpumap.usable_cpus() and cpumap.may_spread(link.ifindex):
-        return False  # native XDP does it by itself, while the device is busy
     try:
         return rps.share(directory, link.name, tunnel.marker)
     except OSError as error:
@@ -177,8 +182,12 @@ def look_again(native: Attachment, link: Link) -> Attachment:
     """What the device can do may have changed."""
     return replace(
         native, device=link.name, redirect=takes_redirect(link),
-        may_spread=cpumap.may_spread(link.ifindex),
+        may_spread=_can_spread(link),
     )  # fmt: skip
+
+
+def _can_spread(link: Link) -> bool:
+    return bool(cpumap.usable_cpus()) and cpumap.may_spread(link.ifindex)
 
 
 def free_for_native(tunnel: Tunnel, ifindex: int) -> None:

@@ -1,5 +1,5 @@
 """Receive packet steering (RPS): what comes by a device's one receive queue is shared among all
-CPUs, by outer addresses and ports. It lies behind XDP and before tc. See
+CPUs, by outer addresses and ports. It lies behind native XDP and before tc. See
 Documentation/networking/scaling.rst of the kernel.
 
 A device's directory on bpffs says what tunnels did, for those of all processes:

@@ -75,7 +75,7 @@ class Sealing:
             inner_ifindex=to.inner,
             mtu=self._mtu,
             fwmark=facts.fwmark,
-            seals_in_threads=self.seal == "xdp",
+            seals_in_threads=self._in_threads,
         )
         self._loaded.maps["config"].update(number(0), bytes(config))
 
@@ -99,6 +99,7 @@ class Sealing:
             filter_.attach(self._loaded.programs[name], self._loaded.maps["config"])
 
     def _attach_xdp(self) -> None:
+        self._in_threads = False
         self.seal, self.reason = self._try_xdp()
         """How packets can be sealed ("xdp" or "tc"), and why not in XDP."""
         self._xdp_due = 0.0
@@ -114,7 +115,7 @@ class Sealing:
             hooks.attach_xdp(inner, program, hooks.XDP_NATIVE, ours)
         except BpfError as error:
             return "tc", f"XDP on the segmenter refused: {error.reason}"
-        segmenter.seal_in_threads(self._segmenter)
+        self._in_threads = segmenter.seal_in_threads(self._segmenter)
         return "xdp", ""
 
     def _open_sockets(self) -> None:
@@ -184,7 +185,7 @@ class Sealing:
 
     def finish(self, now: float) -> None:
         """The rest of `repair`, when it is due."""
-        if self._xdp_due and now >= self._xdp_due:
+        if self._xdp_due and now >= self._xdp_due and not self._left_out:
             self._attach_xdp()
             self._configure(self._segmenter)
 
@@ -224,6 +225,7 @@ class Sealing:
             self._segmenter = segmenter.create(self._netlink, self._of.label, self._mtu)
             # XDP on veth can take the kernel a tenth of a second: without it there is tc.
             self.seal, self.reason = "tc", "the segmenter was made anew just now"
+            self._in_threads = False
             self._xdp_due = now + _XDP_LATER
         self._attach_filters()
         self._outer.bind(self._segmenter.outer)

@@ -1,4 +1,4 @@
-"""The segmenter: a veth pair through which every packet of a tunnel goes.
+"""The segmenter: a veth pair through which a tunnel's packets go, all but light traffic.
 
 Towards `inner` the kernel has to cut GSO packets and to fill checksums, because the devices say
 that they can do neither; towards `outer` it joins with GRO what `open` decrypted in tc.
@@ -80,13 +80,15 @@ def create(netlink: Netlink, label: str, mtu: int) -> Segmenter:
     return Segmenter(ends["outer"], ends["inner"], outer.mac, jumbo)
 
 
-def seal_in_threads(segmenter: Segmenter) -> None:
+def seal_in_threads(segmenter: Segmenter) -> bool:
     """Lets the inner end, once it has its XDP program, receive in kernel threads, which the
     scheduler can place, and not in the sender's context: on two cores twice as many small packets
-    a second, for 30 µs more of an idle tunnel's round trip. Best effort: a container may not be
-    allowed to mount sysfs."""
-    with contextlib.suppress(OSError):
+    a second. Whether it does: a container may not be allowed to mount sysfs."""
+    try:
         sysfs.set_attribute(socket.if_indextoname(segmenter.inner), "threaded", "1")
+    except OSError:
+        return False
+    return True
 
 
 def find(netlink: Netlink, label: str, mtu: int) -> Segmenter | None:
